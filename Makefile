@@ -1,0 +1,48 @@
+# Run as root on Debian 12, with nothing but make there: each target does all of its set-up itself. Without root, and
+# with the packages there, they do what they can.
+
+# Debian packages: to run, to show (`make demo`), and to test.
+RUN_PACKAGES := python3 python3-venv fuse3
+DEMO_PACKAGES := $(RUN_PACKAGES) util-linux busybox-static
+TEST_PACKAGES := $(DEMO_PACKAGES) python3-pip uidmap attr acl e2fsprogs xfsprogs btrfs-progs strace inotify-tools bindfs \
+	fuse-overlayfs gcc libc6-dev make dpkg-dev
+
+# The virtual environment of this checkout, where every user may execute it.
+CACHE ?= $(if $(filter 0,$(shell id -u)),/var/cache,$(or $(XDG_CACHE_HOME),$(HOME)/.cache))
+VENV ?= $(CACHE)/shiftfs/venv-$(shell printf %s '$(CURDIR)' | sha256sum | cut -c1-12)
+PYTHON := $(VENV)/bin/python
+
+# Where `make install` puts the program, and the directory of the links to it.
+PREFIX ?= /opt/shiftfs
+BINDIR ?= /usr/local/bin
+
+CHECKED := $(wildcard shiftfs overlay tests docs/demo.py)
+
+.PHONY: demo test check install clean
+
+# -P throughout: what is run is the installed package, not the directory that make happens to stand in.
+demo:
+	@.ci/packages $(DEMO_PACKAGES)
+	@.ci/venv $(VENV) test
+	@$(PYTHON) -P docs/demo.py
+
+test: check
+	@.ci/packages $(TEST_PACKAGES)
+	$(PYTHON) -P -m pytest $(PYTEST_ARGS)
+
+check:
+	@.ci/packages $(RUN_PACKAGES)
+	@.ci/venv $(VENV) test
+	$(PYTHON) -m ruff check --quiet $(CHECKED)
+	$(PYTHON) -m mypy --strict --no-error-summary $(CHECKED)
+
+install:
+	@.ci/packages $(RUN_PACKAGES)
+	@.ci/venv $(PREFIX)
+	install -d $(BINDIR)
+	ln -sf $(PREFIX)/bin/shiftfs $(PREFIX)/bin/shiftfsctl $(BINDIR)/
+	$(BINDIR)/shiftfsctl install-helpers
+
+clean:
+	rm -rf $(VENV) $(VENV).lock .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	find $(CHECKED) -name __pycache__ -type d -prune -exec rm -rf {} +
