@@ -1,0 +1,155 @@
+"""shiftfs mounts made with the real command.
+
+Owns the mount and its daemon from the command's return to the daemon's end. Never lets a test pass whose
+daemon had to be killed.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import tempfile
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from harness.commands import (
+    EXIT_LIMIT,
+    SHIFTFS,
+    CommandFailed,
+    environment,
+    open_directory,
+    report,
+    run,
+    shiftfsctl,
+    user_prefix,
+    wait_until,
+)
+from harness.mounts import Leftover, MountEntry, mount_table, newest_mount, unmount
+
+MOUNT_LIMIT = 30.0
+
+
+@dataclass
+class Mount:
+    """A shiftfs mount and the process that serves it."""
+
+    source: Path
+    path: Path
+    entry: MountEntry
+    pid: int = 0
+
+    def status(self) -> dict[str, Any]:
+        return self._ask("status")
+
+    def stats(self) -> dict[str, Any]:
+        return self._ask("stats")
+
+    def requests(self) -> Counter[str]:
+        """How many requests of each opcode the process has answered."""
+        counts = self.stats()["requests"]
+        return Counter({name: int(value["count"]) for name, value in counts.items()})
+
+    def _ask(self, command: str) -> dict[str, Any]:
+        answer: dict[str, Any] = json.loads(shiftfsctl(command, self.path, "--json", limit=EXIT_LIMIT).stdout)
+        return answer
+
+
+@contextmanager
+def requests_during(mount: Mount) -> Iterator[Counter[str]]:
+    """The requests that the body causes, by opcode, filled in when it ends. What reading the counters itself
+    costs is measured before, and left out."""
+    first = mount.requests()
+    before = mount.requests()
+    reading = before - first
+    counts: Counter[str] = Counter()
+    yield counts
+    counts.update(mount.requests() - before - reading)
+
+
+@contextmanager
+def mounted(
+    source: Path,
+    mountpoint: Path | None = None,
+    *options: str,
+    user: int | None = None,
+    foreground: bool = False,
+) -> Iterator[Mount]:
+    """Mount with the real command (as the user id `user`, when given), and unmount at the end.
+
+    The mountpoint is a new directory unless given. Leftover when, at the end, the mount does not go, or the
+    daemon has not ended EXIT_LIMIT seconds after it.
+    """
+    path = mountpoint or open_directory("mnt-")
+    if mountpoint is None and user is not None:
+        os.chown(path, user, user)
+    args = [*([] if user is None else user_prefix(user)), *SHIFTFS]
+    args += [*(["-f"] if foreground else []), *(["-o", ",".join(options)] if options else [])]
+    args += [str(source), str(path)]
+    known = {entry.mount_id for entry in mount_table()}
+    with _in_foreground(args, path, known) if foreground else _daemonized(args):
+        mount = Mount(source, path, newest_mount(path))
+        assert mount.entry.mount_id not in known, f"the command returned, and mounted nothing at {path}"
+        started = ""
+        try:
+            mount.pid = int(mount.status()["pid"])
+            started = _start_time(mount.pid)
+            yield mount
+        finally:
+            try:
+                unmount(mount.entry)
+            finally:
+                _expect_end(mount.pid, started)
+    if mountpoint is None:
+        path.rmdir()
+
+
+@contextmanager
+def _daemonized(args: Sequence[str]) -> Iterator[None]:
+    run(args, limit=MOUNT_LIMIT)
+    yield
+
+
+@contextmanager
+def _in_foreground(args: Sequence[str], path: Path, known: set[int]) -> Iterator[None]:
+    def ended_or_mounted() -> bool:
+        fresh = (entry for entry in mount_table() if entry.mount_id not in known)
+        return process.poll() is not None or any(entry.path == str(path) for entry in fresh)
+
+    with tempfile.TemporaryFile() as output:
+        process = subprocess.Popen(
+            args, stdin=subprocess.DEVNULL, stdout=output, stderr=output, env=environment()
+        )
+        try:
+            wait_until(ended_or_mounted, f"a mount at {path}", MOUNT_LIMIT)
+            if process.returncode is not None:
+                output.seek(0)
+                said = output.read().decode(errors="replace")
+                raise CommandFailed(report(args, f"exit status {process.returncode}", "", said))
+            yield
+        finally:
+            # The unmount has ended it already, unless it never mounted.
+            if process.poll() is None:
+                process.kill()
+            process.wait(EXIT_LIMIT)
+
+
+def _start_time(pid: int) -> str:
+    """A process's start time, which with its number names it for good; empty when it has ended."""
+    try:
+        state, *fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except (FileNotFoundError, ProcessLookupError):
+        return ""
+    return "" if state in "ZX" else fields[18]
+
+
+def _expect_end(pid: int, started: str) -> None:
+    """Wait for the daemon to end by itself; kill it, and Leftover, when it does not."""
+    try:
+        wait_until(lambda: not started or _start_time(pid) != started, f"end of the daemon, process {pid}")
+    except AssertionError as failure:
+        os.kill(pid, signal.SIGKILL)
+        raise Leftover(f"killed: {failure}") from None
