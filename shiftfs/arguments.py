@@ -1,0 +1,129 @@
+"""The command line's own grammar: letters, operands, usage, help.
+
+Owns which letters there are, in each of the two ways that we are called, and the help text. Never looks into
+what `-o` says: that is options.py's. Main thread, before the mount.
+"""
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Final, NamedTuple
+
+
+class UsageError(Exception):
+    """What the user gave cannot be. str() is one line: what, why, and what can be given instead."""
+
+
+class Syntax(NamedTuple):
+    """Letters that stand alone, letters that take an argument, long names of letters."""
+
+    flags: str
+    valued: str
+    long: Mapping[str, str]
+    synopsis: str
+
+
+_LONG = {"--help": "h", "--version": "V"}
+PROGRAM = Syntax("fdhV", "o", _LONG | {"--debug": "d"}, "[-f] [-d] [-o OPT[,OPT]...]... SOURCE MOUNTPOINT")
+# What mount(8) runs (its EXTERNAL HELPERS): the letters are not ours to choose.
+HELPER = Syntax("sfnvhV", "oNt", _LONG, "SOURCE MOUNTPOINT [-sfnv] [-o OPT[,OPT]...]... [-t TYPE]")
+
+
+def check_words(argv: Sequence[str]) -> None:
+    """Refuse what execve(2) cannot have given, so that every word can be made bytes."""
+    for word in argv:
+        try:
+            is_word = b"\0" not in os.fsencode(word)
+        except UnicodeError:
+            is_word = False
+        if not is_word:
+            raise UsageError(f"{word!r} is no word of a command line")
+
+
+def split(argv: Sequence[str], syntax: Syntax, usage: str) -> tuple[list[tuple[str, str]], list[str]]:
+    """Split options from operands, in any order, as getopt_long(3) does. Not getopt.gnu_getopt, which minds
+    POSIXLY_CORRECT: mount(8) puts its `-o` last whatever the environment says."""
+    letters: list[tuple[str, str]] = []
+    operands: list[str] = []
+    words = iter(argv)
+    for word in words:
+        if word == "--":
+            operands.extend(words)
+        elif word in syntax.long:
+            letters.append((syntax.long[word], ""))
+        elif len(word) > 1 and word[0] == "-":
+            letters.extend(_cluster(word, words, syntax, usage))
+        else:
+            operands.append(word)
+    return letters, operands
+
+
+def _cluster(word: str, following: Iterator[str], syntax: Syntax, usage: str) -> Iterator[tuple[str, str]]:
+    """Take `-fdoOPT` apart; a letter's argument is the rest of its word or the following word."""
+    for at, letter in enumerate(word[1:], 1):
+        if letter in syntax.valued:
+            argument = word[at + 1 :] or next(following, None)
+            if argument is None:
+                raise UsageError(f"-{letter} needs an argument; {usage}")
+            yield letter, argument
+            return
+        if letter not in syntax.flags:
+            raise UsageError(f"unknown option {word!r}; {usage}")
+        yield letter, ""
+
+
+def two_operands(operands: Sequence[str], usage: str) -> tuple[str, str]:
+    if len(operands) < 2:
+        missing = "MOUNTPOINT is" if operands else "SOURCE and MOUNTPOINT are"
+        raise UsageError(f"{missing} missing; {usage}")
+    if len(operands) > 2:
+        raise UsageError(f"{operands[2]!r} is one too many; {usage}")
+    if not all(operands):
+        raise UsageError(f"SOURCE and MOUNTPOINT cannot be empty; {usage}")
+    return operands[0], operands[1]
+
+
+HELP: Final = """
+Show the directory SOURCE at MOUNTPOINT with its owners shifted.
+
+  -f                  stay in the foreground
+  -d, --debug         say what is done, and stay in the foreground
+  -o OPT[,OPT]...     options, below; "..." keeps the commas between, \\, is one comma
+  -h, --help          show this and exit
+  -V, --version       show the version and exit
+
+owners:
+  uidmapping=MAP      users, as REAL:SHOWN:COUNT[:...]: ids in SOURCE, ids on the mount, how many
+  gidmapping=MAP      groups likewise; whichever is not given stays as it is
+  userns=PID|PATH     both maps from a user namespace
+  subid=USER          both maps from /etc/subuid and /etc/subgid: root is USER, the others its ranges
+
+access:
+  ro, rw              read-only, or not (default)
+  allow_other         let other users in (default for root)
+  allow_root          let root in, but no other user
+  default_permissions the kernel checks rights; always on
+  suid, nosuid        honour set-id bits and file capabilities (default for root), or not
+  allow_dev, nodev    honour device nodes (root only), or not (default); dev alone does nothing
+  exec, noexec        allow programs to run (default), or not
+
+behaviour:
+  timeout=SECONDS     how long the kernel may trust a name or an attribute unasked (default 1)
+  open=auto|refuse|serve
+                      whether opening a file reaches this program (default auto)
+  atime, noatime      reading updates access times as the mount of SOURCE says, or never (default);
+                      relatime and strictatime are taken as atime
+  diratime, nodiratime
+                      with atime: for directories as well (default), or not
+  sync, async         write through to the disk at once, or not (default)
+  dirsync             likewise for changes of directories
+  max_write=BYTES     the largest write request, 4096 to 1048576; 0 (default) leaves it to the program
+  fsname=NAME         what /proc/mounts shows as the source
+  subtype=NAME        what it shows as the type, after "fuse." (default shiftfs)
+  context=, fscontext=, defcontext=, rootcontext=CONTEXT
+                      security contexts, for the kernel
+  debug               as -d
+
+Words that fstab(5) has for mount(8) alone are accepted. So are, with no effect, for callers that give them:
+threaded, fsync, fast_ino, fast_ino_check, writeback, plugins, splice_write, splice_read, splice_move,
+kernel_cache, private, lazytime.
+"""
