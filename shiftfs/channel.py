@@ -1,0 +1,79 @@
+"""Owns one /dev/fuse descriptor and the buffers that requests arrive in.
+
+Reads a request, writes a reply or a notice; never looks inside one. Requests are read and replies written on the loop
+thread; notices are written by workers, since the kernel may block them.
+"""
+
+import contextlib
+import errno
+import os
+
+HEADER_ROOM = 4096
+"""What the kernel demands beyond max_write (fs/fuse/dev.c, fuse_dev_do_read)."""
+
+
+class Disconnected(Exception):
+    """The mount is gone: unmounted, or aborted."""
+
+
+class Channel:
+    """A connection to the kernel."""
+
+    def __init__(self, fd: int, max_write: int) -> None:
+        """Takes over `fd`. `max_write`: the largest write in bytes that will be negotiated."""
+        self.fd = fd
+        self.size = max_write + HEADER_ROOM
+        self.buffer = bytearray(self.size)
+        self._spare: list[bytearray] = []
+        os.set_blocking(fd, False)
+
+    def receive(self) -> int:
+        """Read one request into `buffer`; its length, or 0 if there is none now. Raises Disconnected."""
+        try:
+            return os.readv(self.fd, (self.buffer,))
+        except BlockingIOError:
+            return 0
+        except OSError as error:
+            # ENOENT: the request was interrupted before we read it. EIO: it did not fit and was failed.
+            if error.errno in (errno.ENOENT, errno.EINTR, errno.EIO):
+                return 0
+            if error.errno in (errno.ENODEV, errno.ECONNABORTED):
+                raise Disconnected from None
+            raise
+
+    def detach(self) -> bytearray:
+        """Give the buffer of the present request away, to be returned with `recycle`; requests go on in another."""
+        taken = self.buffer
+        self.buffer = self._spare.pop() if self._spare else bytearray(self.size)
+        return taken
+
+    def recycle(self, buffer: bytearray) -> None:
+        """A detached buffer is free again."""
+        if len(self._spare) < 4:
+            self._spare.append(buffer)
+
+    def send(self, header: bytes, payload: bytes | bytearray | memoryview) -> None:
+        """Write one reply. A request that was interrupted meanwhile (ENOENT) and a mount that is gone need none."""
+        try:
+            if payload:
+                os.writev(self.fd, (header, payload))
+            else:
+                os.write(self.fd, header)
+        except OSError as error:
+            if error.errno not in (errno.ENOENT, errno.ENODEV, errno.ECONNABORTED):
+                raise
+
+    def notify(self, message: bytes) -> None:
+        """Write one notice; the kernel may block. An inode or name that it no longer has (ENOENT) needs none."""
+        with contextlib.suppress(FileNotFoundError):
+            try:
+                os.write(self.fd, message)
+            except OSError as error:
+                if error.errno not in (errno.ENODEV, errno.ECONNABORTED, errno.ENOTDIR, errno.ENOTEMPTY):
+                    raise
+
+    def close(self) -> None:
+        """End the connection."""
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1

@@ -1,0 +1,175 @@
+"""`shiftfs`: parse, compose, mount, serve. The only composition root.
+
+Owns the life of the process: the order in which things are opened, signals, the log, and the one line that an error
+becomes. Main thread, which becomes the loop's.
+"""
+
+import gc
+import os
+import resource
+import signal
+import sys
+import syslog
+from collections.abc import Sequence
+from typing import Final
+
+from . import mount, status
+from .daemon import Daemon
+from .layer import PSEUDO_NAMES, Layer, is_pseudo
+from .loop import Loop
+from .mount import MountError, MountInfo
+from .options import Help, MountOptions, UsageError, Version, parse_command_line
+from .session import Session
+from .source import SourceTree
+from .sys import privileges
+
+_MAX_WRITE: Final = 1 << 20
+"""Bytes; the kernel takes no more than 256 pages unless told to (fs.fuse.max_pages_limit)."""
+
+_DESCRIPTORS: Final = 16384
+_SPARE_DESCRIPTORS: Final = 256
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command. Returns its exit status: 0 once the mount serves, 1 for what cannot be mounted, 2 for bad usage."""
+    program = os.path.basename(sys.argv[0]) if argv is None else "shiftfs"
+    try:
+        parsed = parse_command_line(sys.argv[1:] if argv is None else argv, program=program, is_root=os.geteuid() == 0)
+    except UsageError as error:
+        return _complain(str(error), 2)
+    if isinstance(parsed, Help | Version):
+        print(parsed.text)
+        return 0
+    try:
+        mount.check(parsed)
+    except MountError as error:
+        return _complain(str(error), 1)
+    if parsed.fake:
+        return 0
+    if parsed.foreground:
+        return _serve(parsed, None)
+    daemon = Daemon.fork()
+    return _serve(parsed, daemon)
+
+
+def _complain(message: str, code: int) -> int:
+    print(f"shiftfs: {message}", file=sys.stderr)
+    return code
+
+
+def _serve(options: MountOptions, daemon: Daemon | None) -> int:
+    """Mount and serve until the mount is gone."""
+    try:
+        Mount(options, daemon).run()
+    except (MountError, OSError) as error:
+        message = str(error)
+        if isinstance(error, OSError):
+            message = f"{os.fsdecode(options.source)}: {error.strerror}; nothing was mounted"
+        if daemon is None:
+            return _complain(message, 1)
+        daemon.failed(f"shiftfs: {message}\n")
+        return 1
+    return 0
+
+
+class Mount:
+    """One mount from its options to its end."""
+
+    def __init__(self, options: MountOptions, daemon: Daemon | None) -> None:
+        self._options = options
+        self._daemon = daemon
+        self._in_background = False
+        self._loop = Loop()
+        self._mounted: MountInfo | None = None
+        bound = _raise_descriptor_limit()
+        _stay_within_quota()
+        layer = Layer(options.source)
+        self._tree = SourceTree(layer, bound, noatime=not options.atime)
+        serves_open = options.open == "serve" or (options.open == "auto" and _sizes_may_lie(options.source, layer))
+        mountpoint = os.path.realpath(options.mountpoint)
+        fd = mount.mount(options)
+        self._mounted = mount.find(mountpoint)
+        self._session = Session(
+            self._loop, fd, self._tree, options.uidmap, options.gidmap,
+            timeout=options.timeout,
+            serves_open=serves_open,
+            max_write=options.max_write or _MAX_WRITE,
+            report=self._report,
+            log=self._log,
+            trace=self._log if options.debug else None,
+            only_uids=frozenset({0, os.geteuid()}) if options.allow_root else None,
+        )  # fmt: skip
+
+    def run(self) -> None:
+        """Serve. Raises MountError if the kernel and we cannot agree."""
+        session, loop = self._session, self._loop
+        session.on_ready = self._ready
+        session.on_end = loop.stop
+        loop.on_tick = self._tree.tidy
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            signal.signal(number, self._stop)
+        signal.signal(signal.SIGUSR1, lambda number, frame: self._log(self._report("stats").decode()))
+        _tune_interpreter()
+        for note in self._options.notes if self._options.debug else ():
+            self._log(note)
+        try:
+            loop.run()
+        finally:
+            session.end()
+            if self._mounted is not None:
+                mount.unmount(self._mounted)
+        if session.failure is not None:
+            raise MountError(session.failure)
+
+    def _ready(self) -> None:
+        if self._daemon is not None:
+            self._daemon.ready()
+            self._in_background = True
+            syslog.openlog("shiftfs", syslog.LOG_PID, syslog.LOG_DAEMON)
+
+    def _stop(self, number: int, frame: object) -> None:
+        self._loop.stop()
+        self._loop.wake()
+
+    def _report(self, name: str) -> bytes:
+        return status.report(name, self._options, self._session, self._tree, self._loop)
+
+    def _log(self, text: str) -> None:
+        if self._in_background:
+            for line in text.splitlines():
+                syslog.syslog(line)
+        else:
+            print(f"shiftfs: {text}", file=sys.stderr, flush=True)
+
+
+def _raise_descriptor_limit() -> int:
+    """Take all descriptors that we may have; how many of them the tree may use."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    return max(64, min(_DESCRIPTORS, hard // 2, hard - _SPARE_DESCRIPTORS))
+
+
+def _stay_within_quota() -> None:
+    """Files belong to callers who have quotas; with CAP_SYS_RESOURCE our writes would pass them (quotactl(2))."""
+    if privileges.effective_capabilities() >> privileges.CAP_SYS_RESOURCE & 1:
+        privileges.drop_capability(privileges.CAP_SYS_RESOURCE)
+
+
+def _sizes_may_lie(source: bytes, layer: Layer) -> bool:
+    """Is there a filesystem in the source whose files have content and a size of 0? They are read only if OPEN is
+    served."""
+    above = os.path.realpath(source).rstrip(b"/") + b"/"
+    inside = any(info.kind in PSEUDO_NAMES and info.path.startswith(above) for info in mount.listed())
+    return inside or is_pseudo(layer.root.fd)
+
+
+def _tune_interpreter() -> None:
+    """Nothing here makes reference cycles for long; a full collection over a million inodes would stop the mount."""
+    gc.freeze()
+    gc.set_threshold(100_000, 50, 1_000_000)
+    sys.setswitchinterval(0.0005)
+
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,60 @@
+"""Going into the background once the mount serves.
+
+Owns the pipe between the command and the daemon. Main thread, before any other is started.
+"""
+
+import contextlib
+import os
+import sys
+from typing import Final, NoReturn
+
+_READY: Final = b"\0"
+
+
+class Daemon:
+    """The child's side; the parent never returns from `fork`."""
+
+    def __init__(self, pipe: int) -> None:
+        self._pipe = pipe
+
+    @classmethod
+    def fork(cls) -> "Daemon":
+        """Split. The parent waits for word from the child and exits: 0 once it serves, else 1 with its reason on
+        standard error."""
+        read, write = os.pipe2(os.O_CLOEXEC)
+        if os.fork():
+            os.close(write)
+            _wait(read)
+        os.close(read)
+        os.setsid()
+        return cls(write)
+
+    def ready(self) -> None:
+        """Let the command return, and let go of its streams and directory: whoever waits for their end is freed."""
+        os.chdir("/")
+        null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
+        for stream in range(3):
+            os.dup2(null, stream)
+        os.close(null)
+        with contextlib.suppress(BrokenPipeError):
+            os.write(self._pipe, _READY)
+        os.close(self._pipe)
+        self._pipe = -1
+
+    def failed(self, message: str) -> None:
+        """Tell why there is no mount."""
+        if self._pipe >= 0:
+            with contextlib.suppress(BrokenPipeError):
+                os.write(self._pipe, message.encode(errors="surrogateescape"))
+
+
+def _wait(pipe: int) -> NoReturn:
+    said = b""
+    while chunk := os.read(pipe, 65536):
+        said += chunk
+        if said == _READY:
+            os._exit(0)
+    text = said.decode(errors="surrogateescape") or "shiftfs: the daemon ended before the mount was served\n"
+    sys.stderr.write(text)
+    sys.stderr.flush()
+    os._exit(1)

@@ -1,0 +1,215 @@
+"""Owns every descriptor that is held for an entry, and bounds how many there are.
+
+An entry is found again by its last known name beneath its parent and checked against its real key; where a rename
+behind the mount has moved it, by its file handle, or among its siblings. Never opens by a longer path. Loop thread.
+"""
+
+import errno
+import os
+import stat
+import time
+from typing import Final
+
+from cachetools import FIFOCache
+
+from . import layer as real
+from .layer import Layer
+from .sys import handles
+from .tree import Descriptor, RealKey
+
+_WRITER_IDLE: Final = 1.0
+"""Seconds after the last write until a descriptor open for writing is closed: while it is open, nobody can execute
+the file on the layer (ETXTBSY) and no watcher of the layer sees IN_CLOSE_WRITE."""
+
+
+class Entry:
+    """Where an inode of a source tree was last seen, and what is open of it."""
+
+    __slots__ = ("data", "handle", "key", "name", "parent", "path")
+
+    def __init__(self, parent: "Entry | None", name: bytes, key: RealKey) -> None:
+        self.parent = parent
+        self.name = name
+        self.key = key
+        self.path: Descriptor | None = None
+        self.data: Descriptor | None = None
+        self.handle: bytes | None = None
+
+
+class _Bounded(FIFOCache[Entry, None]):
+    """Entries in the order in which they were opened; the oldest loses its descriptor.
+
+    First in, first out, so that a hit costs nothing: whatever is in use again is opened again.
+    """
+
+    def __init__(self, maxsize: int, slot: str) -> None:
+        super().__init__(maxsize)
+        self._slot = slot
+
+    def popitem(self) -> tuple[Entry, None]:
+        oldest = super().popitem()
+        setattr(oldest[0], self._slot, None)
+        return oldest
+
+
+class Descriptors:
+    """The descriptors of one layer's entries. `bound` counts those that may be closed at will; besides them only
+    inodes that no name leads to any more keep one."""
+
+    def __init__(self, layer: Layer, bound: int, noatime: bool) -> None:
+        self._layer = layer
+        self._paths = _Bounded(max(bound // 2, 8), "path")
+        self._data = _Bounded(max(bound // 2, 8), "data")
+        self._pinned: set[Entry] = set()
+        self._writers: dict[Entry, float] = {}
+        self._noatime = os.O_NOATIME if noatime else 0
+        root_key, _ = layer.look(layer.root.fd, b"")
+        self.root = Entry(None, b"", root_key)
+        self.root.path = layer.root
+
+    def path(self, entry: Entry) -> Descriptor:
+        """An O_PATH descriptor of the very inode. ESTALE if it is not to be found any more."""
+        held = entry.path
+        if held is not None:
+            return held
+        chain = [entry]
+        while (parent := chain[-1].parent) is not None and parent.path is None:
+            chain.append(parent)
+        above = chain[-1].parent
+        if above is None or above.path is None:
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+        held = above.path
+        for missing in reversed(chain):
+            held = self._open_path(held, missing)
+        return held
+
+    def _open_path(self, parent: Descriptor, entry: Entry) -> Descriptor:
+        try:
+            found = self._take(lambda: self._layer.open_path(parent.fd, entry.name))
+            if self._layer.look(found.fd, b"")[0] != entry.key:
+                found = self._recover(parent, entry)
+        except FileNotFoundError:
+            found = self._recover(parent, entry)
+        if entry.handle is None and self._layer.opens_by_handle:
+            entry.handle = handles.of(found.fd)
+        entry.path = found
+        self._paths[entry] = None
+        return found
+
+    def _recover(self, parent: Descriptor, entry: Entry) -> Descriptor:
+        """The inode is not where it was: by its handle, else among the names beside its old one."""
+        if entry.handle is not None:
+            try:
+                found = self._take(
+                    lambda: handles.open_handle(self._layer.root.fd, entry.handle or b"", os.O_PATH | os.O_NOFOLLOW)
+                )
+            except OSError:
+                pass
+            else:
+                if self._layer.look(found.fd, b"")[0] == entry.key:
+                    return found
+        for name, number, _ in real.list_names(parent.fd):
+            if number == entry.key[1]:
+                found = self._take(lambda name=name: self._layer.open_path(parent.fd, name))  # type: ignore[misc]
+                if self._layer.look(found.fd, b"")[0] == entry.key:
+                    entry.name = name
+                    return found
+        raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+
+    def data(self, entry: Entry, writable: bool) -> Descriptor:
+        """The descriptor through which a regular file is read and, if `writable`, written."""
+        if writable:
+            self._writers[entry] = time.monotonic()
+        held = entry.data
+        if held is not None and (held.writable or not writable):
+            return held
+        path = self.path(entry)
+        flags = os.O_RDWR if writable else os.O_RDONLY | self._noatime
+        # Without O_NONBLOCK a lease on the layer would stop the loop (open(2), EWOULDBLOCK).
+        opened = self.open(path, flags | os.O_NONBLOCK)
+        self.keep_data(entry, opened)
+        return opened
+
+    def open(self, path: Descriptor, flags: int) -> Descriptor:
+        """Open what `path` holds; O_NOATIME only as far as it is allowed."""
+        writable = flags & os.O_ACCMODE != os.O_RDONLY
+        try:
+            return self._take(lambda: real.reopen(path.fd, flags), writable)
+        except PermissionError:
+            if not flags & os.O_NOATIME:
+                raise
+            return self._take(lambda: real.reopen(path.fd, flags & ~os.O_NOATIME), writable)
+
+    def keep_data(self, entry: Entry, data: Descriptor) -> None:
+        """Make this the entry's data descriptor; all who use the inode see the same file."""
+        entry.data = data
+        self._data.pop(entry, None)
+        self._data[entry] = None
+
+    def _take(self, opening: "real.Opening", writable: bool = False) -> Descriptor:
+        """Run an open; when the table is full, give back half of what may be closed and try once more."""
+        try:
+            return Descriptor(opening(), os.close, writable)
+        except OSError as error:
+            if error.errno not in (errno.EMFILE, errno.ENFILE):
+                raise
+        for cache in (self._paths, self._data):
+            for _ in range(len(cache) // 2):
+                cache.popitem()
+        return Descriptor(opening(), os.close, writable)
+
+    def pin(self, entry: Entry) -> None:
+        """Its name is about to go: keep its descriptor until it is found under another or forgotten."""
+        self.path(entry)
+        self._paths.pop(entry, None)
+        self._pinned.add(entry)
+
+    def unpin(self, entry: Entry) -> None:
+        """It has a name again."""
+        if entry in self._pinned:
+            self._pinned.discard(entry)
+            self._paths[entry] = None
+
+    def adopt_unnamed(self, entry: Entry, path: Descriptor) -> None:
+        """An inode that never had a name (O_TMPFILE)."""
+        entry.path = path
+        self._pinned.add(entry)
+
+    def is_pinned(self, entry: Entry) -> bool:
+        return entry in self._pinned
+
+    def release(self, entry: Entry) -> None:
+        """Close all that is held for the entry."""
+        if entry.path is not None:
+            self._paths.pop(entry, None)
+            self._pinned.discard(entry)
+            entry.path = None
+        if entry.data is not None:
+            self.drop_data(entry)
+
+    def drop_data(self, entry: Entry) -> None:
+        self._data.pop(entry, None)
+        self._writers.pop(entry, None)
+        entry.data = None
+
+    def tidy(self, now: float) -> bool:
+        """Close writers idle for a second; True if some are left."""
+        for entry in [e for e, used in self._writers.items() if now - used >= _WRITER_IDLE]:
+            if entry.data is not None and entry.data.writable:
+                self.drop_data(entry)
+            self._writers.pop(entry, None)
+        return bool(self._writers)
+
+    def count(self) -> dict[str, int]:
+        """Held now, for `status`."""
+        return {
+            "paths": len(self._paths),
+            "data": len(self._data),
+            "unlinked": len(self._pinned),
+            "bound": int(self._paths.maxsize + self._data.maxsize),
+        }
+
+
+def is_directory(key: RealKey) -> bool:
+    """Does the key belong to a directory?"""
+    return key[3] & 0xF == stat.S_IFDIR >> 12

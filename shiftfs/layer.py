@@ -1,0 +1,155 @@
+"""One real directory tree: every access is one name beneath a descriptor, never an absolute path.
+
+Owns the root descriptor and knows how its filesystems tell inodes apart. Never keeps state of single files, and never
+follows a symlink. The attribute calls share one buffer and belong to the loop thread; the rest any thread may call.
+"""
+
+import contextlib
+import operator
+import os
+import stat
+from collections.abc import Callable
+from typing import Final
+
+from .sys import files, handles, mounts
+from .tree import Attributes, Change, Descriptor, RealKey, Space
+
+_OVERLAYFS: Final = 0x794C7630
+_PSEUDO: Final = frozenset(
+    {
+        0x9FA0,  # procfs
+        0x62656572,  # sysfs
+        0x27E0EB,  # cgroup
+        0x63677270,  # cgroup2
+        0x64626720,  # debugfs
+        0x74726163,  # tracefs
+        0x73636673,  # securityfs
+        0x62656570,  # configfs
+        0xF97CFF8C,  # selinuxfs
+        0x6165676C,  # pstore
+    }
+)
+"""statfs(2) types of filesystems whose files have content and a size of 0."""
+
+PSEUDO_NAMES: Final = frozenset(
+    {"proc", "sysfs", "cgroup", "cgroup2", "debugfs", "tracefs", "securityfs", "configfs", "selinuxfs", "pstore"}
+)
+"""The same filesystems, as /proc/self/mountinfo calls them."""
+
+_FUSE_ATTR_ORDER = operator.itemgetter(7, 8, 9, 11, 17, 15, 12, 18, 16, 6, 3, 4, 5)
+_NOFOLLOW = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
+Opening = Callable[[], int]
+"""A call that opens something and returns the descriptor."""
+
+_new = tuple.__new__
+
+
+def magic_link(fd: int) -> bytes:
+    """The path that leads to the very inode of a descriptor, symlinks included (proc(5), /proc/PID/fd)."""
+    return b"/proc/self/fd/%d" % fd
+
+
+class Layer:
+    """A directory and all beneath it. `path` is for messages only."""
+
+    def __init__(self, path: bytes) -> None:
+        """Open the directory; with the right to do so, as a private copy of its mounts, so that what is mounted in it
+        later (our own mount among others) is never entered. Raises OSError."""
+        self.path = os.path.abspath(path)
+        opened = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        self.private = False
+        with contextlib.suppress(OSError):  # no CAP_SYS_ADMIN, or before Linux 5.12: the plain directory serves
+            clone = mounts.clone_tree(opened)
+            os.close(opened)
+            opened = os.open(b".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=clone)
+            os.close(clone)
+            self.private = True
+        self.root = Descriptor(opened, os.close)
+        self._statx = files.StatxBuffer()
+        self._has_births: dict[int, bool] = {}
+        self.device = self.look(opened, b"")[1].device
+        self.opens_by_handle = self._try_handle()
+
+    def _try_handle(self) -> bool:
+        handle = handles.of(self.root.fd)
+        if handle is None:
+            return False
+        try:
+            os.close(handles.open_handle(self.root.fd, handle, os.O_PATH))
+        except OSError:
+            return False
+        return True
+
+    def look(self, directory: int, name: bytes) -> tuple[RealKey, Attributes]:
+        """Key and attributes of a name, or of `directory` itself for an empty one: one statx."""
+        f = self._statx.at(directory, name)
+        mode = f[6]
+        device = f[21] << 20 | f[22]
+        born = self._has_births.get(device)
+        if born is None:
+            born = self._learn(device, directory, name)
+        # Bit 11 of the mask is STATX_BTIME.
+        born_at = f[13] * 1_000_000_000 + f[14] if born and f[0] & 0x800 else 0
+        kind = mode >> 12
+        if kind == 4:  # S_IFDIR
+            kind |= f[23] << 4
+        rdev = 0
+        if f[19] or f[20]:
+            rdev = f[20] & 0xFF | f[19] << 8 | (f[20] & ~0xFF) << 12
+        return (device, f[7], born_at, kind), _new(
+            Attributes,
+            (*_FUSE_ATTR_ORDER(f), rdev, f[1], 0, f[13], f[14], f[0] & 0x800 != 0, f[2], f[10], device),
+        )
+
+    def _learn(self, device: int, directory: int, name: bytes) -> bool:
+        """Do birth times tell inodes apart on this device? On overlayfs they change at copy-up."""
+        fd = os.open(name or b".", _NOFOLLOW, dir_fd=directory)
+        try:
+            answer = files.filesystem_type(fd) != _OVERLAYFS
+        finally:
+            os.close(fd)
+        self._has_births[device] = answer
+        return answer
+
+    def open_path(self, directory: int, name: bytes) -> int:
+        return os.open(name, _NOFOLLOW, dir_fd=directory)
+
+
+def is_pseudo(fd: int) -> bool:
+    """Is this file on a filesystem that reports sizes of 0?"""
+    return files.filesystem_type(fd) in _PSEUDO
+
+
+def reopen(fd: int, flags: int) -> int:
+    """Open the inode behind an O_PATH descriptor for use."""
+    return os.open(magic_link(fd), flags | os.O_CLOEXEC | os.O_NOCTTY)
+
+
+def list_names(fd: int) -> list[tuple[bytes, int, int]]:
+    """Name, inode number and DT_ type of all in the directory behind an O_PATH descriptor. Any thread."""
+    try:
+        opened = os.open(b".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | os.O_NOATIME, dir_fd=fd)
+    except PermissionError:  # O_NOATIME is for owners
+        opened = os.open(b".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=fd)
+    try:
+        return files.list_directory(opened)
+    finally:
+        os.close(opened)
+
+
+def change(fd: int, wanted: Change) -> None:
+    """Apply a setattr to the inode behind an O_PATH descriptor: owner first, as chown(2) clears set-id bits."""
+    if wanted.uid is not None or wanted.gid is not None:
+        keep = 0xFFFFFFFF
+        files.change_owner(fd, keep if wanted.uid is None else wanted.uid, keep if wanted.gid is None else wanted.gid)
+    if wanted.mode is not None:
+        os.chmod(magic_link(fd), stat.S_IMODE(wanted.mode))
+    if wanted.atime is not None or wanted.mtime is not None:
+        omit = (0, files.UTIME_OMIT)
+        files.set_times(magic_link(fd), wanted.atime or omit, wanted.mtime or omit)
+
+
+def space(fd: int) -> Space:
+    """statfs(2) of the filesystem that `fd` lies on."""
+    s = os.fstatvfs(fd)
+    return Space(s.f_blocks, s.f_bfree, s.f_bavail, s.f_files, s.f_ffree, s.f_bsize, s.f_namemax, s.f_frsize)

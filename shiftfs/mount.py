@@ -1,0 +1,143 @@
+"""Mounting and unmounting, as root, through fusermount3, or as root of a user namespace: libfuse does all three.
+
+Owns the translation of options into libfuse's words, and of its refusals into one line. Never serves a request. Main
+thread.
+"""
+
+import errno
+import os
+import shutil
+import stat
+import subprocess
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from .options import MountOptions
+from .sys import libfuse, mounts
+
+_UNMOUNT_SECONDS = 20
+
+
+class MountError(Exception):
+    """Why nothing was mounted: one line that says what, why and what to do."""
+
+
+class MountInfo(NamedTuple):
+    """One line of /proc/self/mountinfo (proc(5))."""
+
+    device: str
+    path: bytes
+    kind: str
+    source: bytes
+
+
+def check(options: MountOptions) -> None:
+    """Refuse what can be seen to fail. Raises MountError."""
+    for path, what in ((options.source, "source"), (options.mountpoint, "mountpoint")):
+        shown = os.fsdecode(path)
+        try:
+            mode = os.stat(path).st_mode
+        except OSError as error:
+            raise MountError(f"{what} {shown}: {error.strerror}; give an existing directory") from None
+        if not stat.S_ISDIR(mode):
+            raise MountError(f"{what} {shown}: not a directory; give an existing directory")
+    if not os.path.exists("/dev/fuse"):
+        raise MountError("/dev/fuse: does not exist; run `modprobe fuse` as root, or give the container the device")
+    if not os.access("/dev/fuse", os.R_OK | os.W_OK):
+        raise MountError("/dev/fuse: no permission to open it; its mode should be 0666 (`chmod 0666 /dev/fuse` as root)")
+
+
+def mount(options: MountOptions) -> int:
+    """Mount, and return the /dev/fuse descriptor. Raises MountError."""
+    said = os.memfd_create("stderr")
+    saved = os.dup(2)
+    os.dup2(said, 2)
+    try:
+        fd = libfuse.mount(options.mountpoint, list(_words(options)))
+    except libfuse.LibraryMissing as error:
+        advice = "install it (Debian: apt install libfuse3-3 fuse3)"
+        raise MountError(f"libfuse 3 cannot be loaded ({error}); {advice}") from None
+    finally:
+        os.dup2(saved, 2)
+        os.close(saved)
+        text = os.pread(said, 4096, 0).decode(errors="replace")
+        os.close(said)
+    if fd is None:
+        raise MountError(_refusal(os.fsdecode(options.mountpoint), text))
+    return fd
+
+
+def _words(options: MountOptions) -> Iterator[bytes]:
+    yield b"default_permissions"
+    if options.allow_other or options.allow_root:
+        yield b"allow_other"  # allow_root is allow_other, narrowed by the session
+    yield b"ro" if options.read_only else b"rw"
+    yield b"suid" if options.suid else b"nosuid"
+    yield b"dev" if options.dev else b"nodev"
+    yield b"exec" if options.exec else b"noexec"
+    if not options.atime:
+        yield b"noatime"
+    elif not options.diratime:
+        yield b"nodiratime"
+    if options.sync:
+        yield b"sync"
+    if options.dirsync:
+        yield b"dirsync"
+    yield b"subtype=" + _escaped(options.subtype)
+    yield b"fsname=" + _escaped(options.fsname or os.path.abspath(options.source))
+    for option in options.kernel_options:
+        yield _escaped(option)
+
+
+def _escaped(value: bytes) -> bytes:
+    """For libfuse's option parser, which splits at commas."""
+    return value.replace(b"\\", b"\\\\").replace(b",", b"\\,")
+
+
+def _refusal(mountpoint: str, said: str) -> str:
+    """One line from what libfuse and fusermount3 said."""
+    if "user_allow_other" in said:
+        return "allow_other: for root alone unless /etc/fuse.conf says `user_allow_other`; add that line or leave it out"
+    if "fusermount" in said and ("No such file" in said or "not found" in said):
+        return "fusermount3: not found, and mounting without it needs root; install it (Debian: apt install fuse3)"
+    lines = [line.strip() for line in said.splitlines() if line.strip()]
+    reason = lines[-1].removeprefix("fuse: ").removeprefix("fusermount3: ") if lines else "libfuse gave no reason"
+    if "permission" in reason.lower() or "permitted" in reason.lower():
+        return f"{mountpoint}: {reason}; a user may mount on a directory of their own, others need root"
+    return f"{mountpoint}: {reason}; nothing was mounted"
+
+
+def find(path: bytes) -> MountInfo | None:
+    """The topmost mount on a path without symlinks (os.path.realpath, before mounting), without touching it."""
+    found = [info for info in listed() if info.path == path]
+    return found[-1] if found else None
+
+
+def listed() -> list[MountInfo]:
+    """All mounts that this process sees, in the order in which they were mounted."""
+    infos = []
+    with open("/proc/self/mountinfo", "rb") as lines:
+        for line in lines:
+            fields, _, rest = line.partition(b" - ")
+            words, kinds = fields.split(b" "), rest.split(b" ")
+            infos.append(MountInfo(words[2].decode(), _unescape(words[4]), kinds[0].decode(), _unescape(kinds[1])))
+    return infos
+
+
+def _unescape(text: bytes) -> bytes:
+    """Octal escapes of blanks, as mountinfo writes them."""
+    head, *parts = text.split(b"\\")
+    return head + b"".join(bytes((int(part[:3], 8),)) + part[3:] for part in parts)
+
+
+def unmount(mounted: MountInfo) -> None:
+    """Detach our mount, if it is still there. Another on the same path is left alone. Raises OSError."""
+    if find(mounted.path) != mounted:
+        return
+    try:
+        mounts.unmount(mounted.path, mounts.MNT_DETACH)
+    except OSError as error:
+        program = shutil.which("fusermount3")
+        if error.errno != errno.EPERM or program is None:
+            raise
+        subprocess.run([program, "-u", "-z", "--", mounted.path], check=False, timeout=_UNMOUNT_SECONDS)

@@ -1,0 +1,119 @@
+"""Handlers of attributes: getattr, statx, setattr, statfs, syncfs. Loop thread; a large truncation and syncfs wait."""
+
+import errno
+import os
+from functools import partial
+from typing import Final
+
+from ..inodes import Inode
+from ..sys import files
+from ..tree import Attributes, Change
+from ..wire import replies, requests
+from ..wire.abi import Fattr
+from ..wire.requests import Header
+from . import files as data
+from .context import DONE, Context, Later, Payload, Result, without_set_ids
+
+_SIZE: Final = int(Fattr.SIZE)
+_MODE: Final = int(Fattr.MODE)
+_UID: Final = int(Fattr.UID)
+_GID: Final = int(Fattr.GID)
+_ATIME: Final = int(Fattr.ATIME)
+_MTIME: Final = int(Fattr.MTIME)
+_ATIME_NOW: Final = int(Fattr.ATIME_NOW)
+_MTIME_NOW: Final = int(Fattr.MTIME_NOW)
+_KILL_SUIDGID: Final = int(Fattr.KILL_SUIDGID)
+_OWNER: Final = _UID | _GID
+_TIMES: Final = _ATIME | _MTIME | _ATIME_NOW | _MTIME_NOW
+
+_LARGE: Final = 8192
+"""Blocks of 512 bytes from which on a truncation is left to a worker."""
+
+_STATX_BASIC: Final = files.STATX_BASIC_STATS
+_NO_OWNER: Final = 0xFFFFFFFF
+
+
+def getattr(ctx: Context, header: Header, request: requests.Getattr) -> Payload:
+    entry = ctx.inodes.get(header.nodeid).entry
+    return replies.attr(ctx.valid, ctx.shown(ctx.tree.attributes(entry)))
+
+
+def statx(ctx: Context, header: Header, request: requests.Statx) -> Payload:
+    """The kernel asks by STATX where a user wants the birth time (Linux 6.6)."""
+    a = ctx.tree.attributes(ctx.inodes.get(header.nodeid).entry)
+    shown = replies.Attr(*ctx.shown(a))
+    mask = _STATX_BASIC | (files.STATX_BTIME if a.has_btime else 0)
+    fields = replies.StatxFields(
+        mask, a.blksize, a.statx_attributes, a.nlink, shown.uid, shown.gid, a.mode, shown.ino, a.size, a.blocks,
+        a.statx_attributes_mask, a.atime, a.atimensec, a.btime, a.btimensec, a.ctime, a.ctimensec, a.mtime,
+        a.mtimensec, os.major(a.rdev), os.minor(a.rdev), 0, 0,
+    )  # fmt: skip
+    return replies.statx(ctx.valid, 0, fields)
+
+
+def setattr(ctx: Context, header: Header, request: requests.Setattr) -> Result:
+    inode = ctx.inodes.get(header.nodeid)
+    before = ctx.tree.attributes(inode.entry)
+    change = _change(ctx, request, before)
+    if request.valid & _SIZE:
+        return _truncate(ctx, inode, request, before, change)
+    return _apply(ctx, inode, change)
+
+
+def _change(ctx: Context, request: requests.Setattr, before: Attributes) -> Change | None:
+    """What to do besides truncating, in real ids; None for nothing. EOVERFLOW and EPERM before anything is done."""
+    valid = request.valid
+    if valid & (_OWNER | _MODE):
+        ctx.refuse_unmapped_owner(before)
+    mode = request.mode if valid & _MODE else None
+    if valid & _KILL_SUIDGID and mode is None:
+        mode = without_set_ids(before.mode)
+    uid = ctx.uids.real[request.uid] if valid & _UID else None
+    gid = ctx.gids.real[request.gid] if valid & _GID else None
+    if _NO_OWNER in (uid, gid):
+        raise OSError(errno.EOVERFLOW, os.strerror(errno.EOVERFLOW))
+    atime = mtime = None
+    if valid & _TIMES:
+        atime = _time(valid & _ATIME_NOW, valid & _ATIME, request.atime, request.atimensec)
+        mtime = _time(valid & _MTIME_NOW, valid & _MTIME, request.mtime, request.mtimensec)
+    change = Change(mode, uid, gid, atime, mtime)
+    return change if any(value is not None for value in change) else None
+
+
+def _time(now: int, given: int, seconds: int, nanoseconds: int) -> tuple[int, int] | None:
+    if now:
+        return (0, files.UTIME_NOW)
+    return (seconds, nanoseconds) if given else None
+
+
+def _truncate(
+    ctx: Context, inode: Inode, request: requests.Setattr, before: Attributes, change: Change | None
+) -> Result:
+    if before.blocks > _LARGE:
+        return _truncate_later(ctx, inode, request.size, change)
+    try:
+        os.ftruncate(ctx.tree.data(inode.entry, True).fd, request.size)
+    except BlockingIOError:
+        return _truncate_later(ctx, inode, request.size, change)
+    return _apply(ctx, inode, change)
+
+
+def _truncate_later(ctx: Context, inode: Inode, size: int, change: Change | None) -> Later:
+    opened = yield from data.opened(ctx, inode, writable=True)
+    yield partial(os.ftruncate, opened.fd, size)
+    return _apply(ctx, inode, change)
+
+
+def _apply(ctx: Context, inode: Inode, change: Change | None) -> Payload:
+    if change is not None:
+        ctx.tree.change(inode.entry, change)
+    return replies.attr(ctx.valid, ctx.shown(ctx.tree.attributes(inode.entry)))
+
+
+def statfs(ctx: Context, header: Header, request: requests.Statfs) -> Payload:
+    return replies.statfs(*ctx.tree.space(ctx.inodes.get(header.nodeid).entry))
+
+
+def syncfs(ctx: Context, header: Header, request: requests.Syncfs) -> Later:
+    yield ctx.tree.sync
+    return DONE

@@ -1,0 +1,122 @@
+"""What the handlers of one mount share, and how an inode is shown: ids shifted, entry encoded.
+
+Owns the inode table, the maps and the open handles of a mount. Does no system call itself. Loop thread only.
+"""
+
+import errno
+import os
+import stat
+from collections.abc import Callable, Generator
+from typing import Any, Final
+
+from cachetools import LRUCache
+
+from ..inodes import Inode, InodeTable
+from ..shift.credentials import Credentials
+from ..shift.idmap import UNMAPPED, IdMap
+from ..tree import Attributes, RealKey, Tree
+from ..wire import replies
+
+Payload = bytes | bytearray | memoryview
+Work = Callable[[], Any]
+Later = Generator[Work, Any, Payload]
+"""A handler that has to wait: it yields calls for a worker, gets their results, and returns its payload."""
+Result = Payload | Later | None
+"""What a handler answers: a payload, a payload later, or nothing at all (FORGET)."""
+
+_LISTINGS: Final = 256
+DONE: Final = b""
+
+
+class Context:
+    """The state of one mount."""
+
+    def __init__(
+        self,
+        tree: Tree,
+        uids: IdMap,
+        gids: IdMap,
+        timeout: float,
+        *,
+        serves_open: bool,
+        max_write: int,
+        aside: Callable[[Work], None],
+        notify: Callable[[bytes], None],
+        detach: Callable[[], bytearray],
+        recycle: Callable[[bytearray], None],
+        watch: Callable[[int, Callable[[], None]], Callable[[], None]],
+        report: Callable[[str], bytes],
+    ) -> None:
+        """`timeout`: how long, in seconds, the kernel may trust names and attributes. `aside` runs a call on a worker
+        and forgets it; `notify` sends a notice; `detach` takes the buffer of the present request until `recycle` gives
+        it back; `watch` waits for a descriptor; `report` makes what shiftfsctl asks."""
+        self.tree = tree
+        self.inodes = InodeTable(tree.root_attributes()[0], tree.root)
+        self.uids = uids
+        self.gids = gids
+        seconds = int(timeout)
+        self.valid = (seconds, int((timeout - seconds) * 1e9))
+        self.absent = replies.entry(0, 0, self.valid, (0, 0), (0,) * 16)
+        self.serves_open = serves_open
+        self.credentials = Credentials(uids, gids)
+        self.scratch = memoryview(bytearray(max_write))
+        self.listings: LRUCache[Inode, Any] = LRUCache(_LISTINGS)
+        self.handles: dict[int, Any] = {}
+        self.last_handle = 0
+        self.reports: dict[str, bytes] = {}
+        self.owner = os.geteuid()
+        self.interrupted: set[int] = set()
+        self.aside = aside
+        self.notify = notify
+        self.detach = detach
+        self.recycle = recycle
+        self.watch = watch
+        self.report = report
+
+    def shown(self, attributes: Attributes) -> tuple[int, ...]:
+        """The attributes as struct fuse_attr shows them: the mount's st_ino, shown ids."""
+        a = attributes
+        return (
+            self.tree.numbers(a), a[1], a[2], a[3], a[4], a[5], a[6], a[7], a[8], a[9], a[10],
+            self.uids.shown[a[11]], self.gids.shown[a[12]], a[13], a[14], 0,
+        )  # fmt: skip
+
+    def adopt(self, parent: Inode, name: bytes, key: RealKey, attributes: Attributes) -> bytes:
+        """The entry reply for an inode found at `name`: from here on the kernel holds one reference more."""
+        inode = self.inodes.known(key)
+        if inode is None:
+            inode = self.inodes.add(key, self.tree.entry(parent.entry, name, key))
+        else:
+            self.tree.found_at(inode.entry, parent.entry, name)
+        inode.nlookup += 1
+        return replies.entry(inode.nodeid, 0, self.valid, self.valid, self.shown(attributes))
+
+    def look(self, parent: Inode, name: bytes) -> bytes:
+        """Look a name up and adopt what is there."""
+        key, attributes = self.tree.lookup(parent.entry, name)
+        return self.adopt(parent, name, key, attributes)
+
+    def known_at(self, parent: Inode, name: bytes) -> Inode | None:
+        """The inode at a name, if there is one and the kernel knows it."""
+        try:
+            return self.inodes.known(self.tree.lookup(parent.entry, name)[0])
+        except FileNotFoundError:
+            return None
+
+    def refuse_unmapped_owner(self, attributes: Attributes) -> None:
+        """Nobody may change the owner, mode or flags of what an unmapped id owns: EPERM."""
+        if self.uids.shown[attributes.uid] == UNMAPPED or self.gids.shown[attributes.gid] == UNMAPPED:
+            raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+
+
+def not_supported(number: int = errno.ENOSYS) -> OSError:
+    """The error that makes the kernel do without an operation."""
+    return OSError(number, os.strerror(number))
+
+
+def without_set_ids(mode: int) -> int | None:
+    """The mode after a write by somebody without CAP_FSETID (kernel setattr_should_drop_suidgid); None if the same."""
+    kept = mode & ~stat.S_ISUID
+    if mode & stat.S_IXGRP:
+        kept &= ~stat.S_ISGID
+    return kept if kept != mode else None

@@ -1,0 +1,124 @@
+"""Handlers of listings: readdir, readdirplus, fsyncdir.
+
+A listing is a snapshot, made anew whenever somebody reads from the start, sorted by a keyed hash of the names. The
+hash is a name's cookie: it stays the same when names beside it come and go, and when the snapshot is made again, so
+whoever is in the middle misses nothing and sees nothing twice, with no state kept for him.
+"""
+
+import operator
+import os
+from bisect import bisect_right
+from collections.abc import Callable
+from functools import partial
+from typing import Final
+
+from ..inodes import Inode
+from ..tree import Descriptor, Listed
+from ..wire import dirents, requests
+from ..wire.requests import Header
+from . import files
+from .context import Context, Later, Payload, Result
+
+Row = tuple[int, bytes, int, int]
+"""Cookie, name, st_ino, DT_ type."""
+Pack = Callable[[Row], bytes | None]
+
+_DIRECTORY: Final = 4
+_DOTS: Final = 2
+_HASH_MASK: Final = (1 << 62) - 1
+_LARGE: Final = 256 * 1024
+"""A directory of this size in bytes is listed by a worker."""
+
+_cookie: Callable[[Row], int] = operator.itemgetter(0)
+
+
+def readdir(ctx: Context, header: Header, request: requests.Read) -> Result:
+    return _answer(ctx, ctx.inodes.get(header.nodeid), request, plus=False)
+
+
+def readdirplus(ctx: Context, header: Header, request: requests.Read) -> Result:
+    return _answer(ctx, ctx.inodes.get(header.nodeid), request, plus=True)
+
+
+def _answer(ctx: Context, inode: Inode, request: requests.Read, plus: bool) -> Result:
+    rows: list[Row] | None = ctx.listings.get(inode) if request.offset else None
+    if rows is None:
+        if ctx.tree.attributes(inode.entry).size >= _LARGE:
+            return _list_later(ctx, inode, request, plus)
+        rows = _sorted(ctx.tree.listing(inode.entry))
+        ctx.listings[inode] = rows
+    return _pack(ctx, inode, rows, request, plus)
+
+
+def _list_later(ctx: Context, inode: Inode, request: requests.Read, plus: bool) -> Later:
+    ctx.tree.path(inode.entry)  # found and checked here; the worker only reads it
+    rows: list[Row] = yield lambda: _sorted(ctx.tree.listing(inode.entry))
+    ctx.listings[inode] = rows
+    return _pack(ctx, inode, rows, request, plus)
+
+
+def _sorted(names: list[Listed]) -> list[Row]:
+    """`.` and `..` have the cookies 1 and 2. Python's hash of bytes is keyed anew in each process (SipHash), so nobody
+    can choose names that collide."""
+    rows = [((hash(name) & _HASH_MASK) + _DOTS + 1, name, number, kind) for name, number, kind in names]
+    rows.sort()
+    return rows
+
+
+def _pack(ctx: Context, inode: Inode, rows: list[Row], request: requests.Read, plus: bool) -> Payload:
+    """As many entries as fit behind the offset. One that does not fit is not adopted."""
+    room = min(request.size, len(ctx.scratch))
+    size_of = dirents.direntplus_size if plus else dirents.dirent_size
+    pack: Pack = partial(_with_attributes, ctx, inode) if plus else _bare
+    parts: list[bytes] = []
+    for row in _dots(ctx, inode, request.offset):
+        packed = _dot(row) if plus else _bare(row)
+        if len(packed) > room:
+            return b"".join(parts)
+        room -= len(packed)
+        parts.append(packed)
+    for index in range(bisect_right(rows, request.offset, key=_cookie), len(rows)):
+        row = rows[index]
+        size = size_of(len(row[1]))
+        if size > room:
+            break
+        found = pack(row)
+        if found is not None:
+            parts.append(found)
+            room -= size
+    return b"".join(parts)
+
+
+def _dots(ctx: Context, inode: Inode, offset: int) -> list[Row]:
+    if offset >= _DOTS:
+        return []
+    own = ctx.tree.numbers(ctx.tree.attributes(inode.entry))
+    dots = [(1, b".", own, _DIRECTORY), (2, b"..", ctx.tree.parent_number(inode.entry), _DIRECTORY)]
+    return dots[offset:]
+
+
+def _bare(row: Row) -> bytes:
+    return dirents.dirent(row[2], row[0], row[3], row[1])
+
+
+def _dot(row: Row) -> bytes:
+    """`.` and `..` carry no lookup count."""
+    return dirents.direntplus(dirents.NO_ENTRY, row[2], row[0], row[3], row[1])
+
+
+def _with_attributes(ctx: Context, inode: Inode, row: Row) -> bytes | None:
+    """None for a name that has gone since the snapshot, or that cannot be looked at."""
+    cookie, name, _, _ = row
+    try:
+        key, attributes = ctx.tree.lookup(inode.entry, name)
+    except OSError:
+        return None
+    entry = ctx.adopt(inode, name, key, attributes)
+    return dirents.direntplus(entry, ctx.tree.numbers(attributes), cookie, attributes.mode >> 12, name)
+
+
+def fsyncdir(ctx: Context, header: Header, request: requests.Fsync) -> Later:
+    inode = ctx.inodes.get(header.nodeid)
+    held = ctx.tree.path(inode.entry)
+    opened: Descriptor = yield partial(ctx.tree.open_waiting, held, os.O_RDONLY | os.O_DIRECTORY)
+    return (yield from files.sync_descriptor(ctx, opened, inode, request))

@@ -1,0 +1,276 @@
+"""Handlers of file contents: read, write, fsync, fallocate, lseek, copy.
+
+What the page cache of the layer has is read on the loop; what may wait is a call for a worker, which holds nothing but
+descriptors. Data descriptors belong to the inode, so whoever has the file open sees the same one.
+"""
+
+import errno
+import os
+import stat
+from collections.abc import Generator
+from functools import partial
+from typing import Any, Final
+
+from ..inodes import Inode
+from ..sys import files
+from ..tree import Change, Descriptor
+from ..wire import notices, replies, requests
+from ..wire.abi import FsyncFlag, WriteFlag
+from ..wire.requests import Header
+from .context import DONE, Context, Later, Payload, Result, Work, without_set_ids
+
+_SMALL_WRITE: Final = 64 * 1024
+"""Writes up to here, in bytes, are done on the loop: they go to the layer's page cache as fast as to a worker."""
+
+_COPY_STEP: Final = 16 * 1024 * 1024
+"""Bytes copied between two looks at whether the caller has been interrupted."""
+
+_CACHE: Final = int(WriteFlag.CACHE)
+_KILL_SUIDGID: Final = int(WriteFlag.KILL_SUIDGID)
+_FDATASYNC: Final = int(FsyncFlag.FDATASYNC)
+_SYNCHRONOUS: Final = os.O_SYNC | os.O_DSYNC
+_REGULAR: Final = stat.S_IFREG >> 12
+
+
+def shared(ctx: Context, inode: Inode, fh: int, writable: bool) -> Descriptor:
+    """The inode's data descriptor. A file deleted behind the mount lives on in whoever has it open."""
+    try:
+        return ctx.tree.data(inode.entry, writable)
+    except OSError as error:
+        if error.errno != errno.ESTALE or fh not in ctx.handles:
+            raise
+        kept: Descriptor = ctx.handles[fh].kept
+        if writable and not kept.writable:
+            raise
+        return kept
+
+
+def opened(ctx: Context, inode: Inode, writable: bool, fh: int = 0) -> Generator[Work, Any, Descriptor]:
+    """The same, waiting for a lease on the layer to be broken if need be."""
+    try:
+        return shared(ctx, inode, fh, writable)
+    except BlockingIOError:
+        flags = os.O_RDWR if writable else os.O_RDONLY
+        found: Descriptor = yield partial(ctx.tree.open_waiting, ctx.tree.path(inode.entry), flags)
+        ctx.tree.keep_data(inode.entry, found)
+        return found
+
+
+def regular(ctx: Context, nodeid: int) -> Inode:
+    """The inode of a request that only regular files take; EINVAL for another, which would be dangerous to open."""
+    inode = ctx.inodes.get(nodeid)
+    if inode.key[3] != _REGULAR:
+        raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+    return inode
+
+
+def own_descriptor(ctx: Context, fh: int) -> Descriptor | None:
+    """The descriptor of an open file that has one of its own (handles.py says which do)."""
+    return ctx.handles[fh].descriptor if fh in ctx.handles else None
+
+
+def read(ctx: Context, header: Header, request: requests.Read) -> Result:
+    own = own_descriptor(ctx, request.fh)
+    inode = regular(ctx, header.nodeid)
+    size, offset = min(request.size, len(ctx.scratch)), request.offset
+    if own is not None:
+        return _read_later(ctx, inode, own, request, size)
+    try:
+        fd = shared(ctx, inode, request.fh, False).fd
+        room = ctx.scratch[:size]
+        count = os.preadv(fd, (room,), offset, os.RWF_NOWAIT)
+        # A short answer means the end of the file to the kernel, which would believe it: make sure.
+        if count == size or os.preadv(fd, (room[count:],), offset + count, os.RWF_NOWAIT) == 0:
+            return room[:count]
+    except BlockingIOError:
+        pass
+    except OSError as error:
+        if error.errno != errno.EOPNOTSUPP:
+            raise
+    return _read_later(ctx, inode, None, request, size)
+
+
+def _read_later(ctx: Context, inode: Inode, own: Descriptor | None, request: requests.Read, size: int) -> Later:
+    descriptor = own or (yield from opened(ctx, inode, writable=False, fh=request.fh))
+    content: bytes = yield partial(_read_fully, descriptor, size, request.offset)
+    return content
+
+
+def _read_fully(descriptor: Descriptor, size: int, offset: int) -> bytes:
+    content = os.pread(descriptor.fd, size, offset)
+    if 0 < len(content) < size:
+        parts = [content]
+        size -= len(content)
+        while size:
+            offset += len(content)
+            content = os.pread(descriptor.fd, size, offset)
+            if not content:
+                break
+            parts.append(content)
+            size -= len(content)
+        content = b"".join(parts)
+    return content
+
+
+def write(ctx: Context, header: Header, request: requests.Write) -> Result:
+    own = own_descriptor(ctx, request.fh)
+    inode = regular(ctx, header.nodeid)
+    flags = _write_flags(request)
+    if own is None and not flags & os.RWF_SYNC and len(request.data) <= _SMALL_WRITE and inode.at_work == 0:
+        try:
+            descriptor = shared(ctx, inode, request.fh, True)
+        except BlockingIOError:
+            pass
+        else:
+            return _written(ctx, inode, request, _write_fully(descriptor, request.data, request.offset, flags))
+    return _write_later(ctx, inode, own, request, flags)
+
+
+def _write_flags(request: requests.Write) -> int:
+    flags = 0
+    if request.flags & os.O_APPEND and not request.write_flags & _CACHE:
+        # The kernel's idea of the end may be stale; the layer knows where it is.
+        flags |= os.RWF_APPEND
+    if request.flags & _SYNCHRONOUS:
+        flags |= os.RWF_SYNC if request.flags & os.O_SYNC == os.O_SYNC else os.RWF_DSYNC
+    return flags
+
+
+def _write_later(
+    ctx: Context, inode: Inode, own: Descriptor | None, request: requests.Write, flags: int
+) -> Later:
+    buffer = ctx.detach()  # the data stays where it was received, until it is written
+    inode.at_work += 1
+    try:
+        descriptor = own or (yield from opened(ctx, inode, writable=True, fh=request.fh))
+        count: int = yield partial(_write_fully, descriptor, request.data, request.offset, flags)
+        return _written(ctx, inode, request, count)
+    finally:
+        inode.at_work -= 1
+        request.data.release()
+        ctx.recycle(buffer)
+
+
+def _write_fully(descriptor: Descriptor, content: memoryview, offset: int, flags: int) -> int:
+    """Write all; a count that is short only where an error came after part of it."""
+    fd = descriptor.fd
+    done = os.pwritev(fd, (content,), offset, flags)
+    while done < len(content):
+        try:
+            more = os.pwritev(fd, (content[done:],), offset + done, flags)
+        except OSError:
+            break
+        if more == 0:
+            break
+        done += more
+    return done
+
+
+def _written(ctx: Context, inode: Inode, request: requests.Write, count: int) -> Payload:
+    if request.write_flags & _KILL_SUIDGID:
+        kill_set_ids(ctx, inode)
+    if request.flags & os.O_APPEND and not request.write_flags & _CACHE:
+        end = ctx.tree.attributes(inode.entry).size
+        if end != request.offset + count:
+            # It landed behind what somebody else had written: the kernel's pages and size are wrong.
+            ctx.notify(notices.inval_inode(inode.nodeid, 0, 0))
+    return replies.write(count)
+
+
+def kill_set_ids(ctx: Context, inode: Inode) -> None:
+    """Somebody without CAP_FSETID has written (FUSE_HANDLE_KILLPRIV_V2). File capabilities the layer has dropped."""
+    mode = without_set_ids(ctx.tree.attributes(inode.entry).mode)
+    if mode is not None:
+        ctx.tree.change(inode.entry, Change(mode, None, None, None, None))
+
+
+def fsync(ctx: Context, header: Header, request: requests.Fsync) -> Later:
+    inode = regular(ctx, header.nodeid)
+    return sync_descriptor(ctx, own_descriptor(ctx, request.fh), inode, request)
+
+
+def sync_descriptor(ctx: Context, own: Descriptor | None, inode: Inode, request: requests.Fsync) -> Later:
+    descriptor = own or (yield from opened(ctx, inode, writable=False, fh=request.fh))
+    yield partial(flush_to_disk, descriptor, bool(request.fsync_flags & _FDATASYNC))
+    return DONE
+
+
+def flush_to_disk(descriptor: Descriptor, data_only: bool) -> None:
+    """fsync(2) or fdatasync(2). On a worker."""
+    (os.fdatasync if data_only else os.fsync)(descriptor.fd)
+
+
+def fallocate(ctx: Context, header: Header, request: requests.Fallocate) -> Later:
+    inode = regular(ctx, header.nodeid)
+    inode.at_work += 1
+    try:
+        descriptor = yield from opened(ctx, inode, writable=True)
+        yield partial(_fallocate, descriptor, request)
+        kill_set_ids(ctx, inode)
+        return DONE
+    finally:
+        inode.at_work -= 1
+
+
+def _fallocate(descriptor: Descriptor, request: requests.Fallocate) -> None:
+    files.fallocate(descriptor.fd, request.mode, request.offset, request.length)
+
+
+def lseek(ctx: Context, header: Header, request: requests.Lseek) -> Later:
+    """SEEK_DATA and SEEK_HOLE only; the kernel answers the others itself."""
+    descriptor = yield from opened(ctx, regular(ctx, header.nodeid), writable=False)
+    position: int = yield partial(_seek, descriptor, request)
+    return replies.lseek(position)
+
+
+def _seek(descriptor: Descriptor, request: requests.Lseek) -> int:
+    # The offset of a shared descriptor means nothing: all else is by position.
+    return os.lseek(descriptor.fd, request.offset, request.whence)
+
+
+def copy_file_range(ctx: Context, header: Header, request: requests.CopyFileRange) -> Later:
+    # The reply has 32 bits for the count; the kernel asks again for the rest.
+    count = yield from _copy(ctx, header, request, min(request.length, 1 << 30))
+    return replies.write(count)
+
+
+def copy_file_range_64(ctx: Context, header: Header, request: requests.CopyFileRange) -> Later:
+    count = yield from _copy(ctx, header, request, request.length)
+    return replies.copy_file_range_64(count)
+
+
+def _copy(
+    ctx: Context, header: Header, request: requests.CopyFileRange, length: int
+) -> Generator[Work, Any, int]:
+    source, target = regular(ctx, header.nodeid), regular(ctx, request.nodeid_out)
+    target.at_work += 1
+    try:
+        reading = yield from opened(ctx, source, writable=False)
+        writing = yield from opened(ctx, target, writable=True)
+        count: int = yield partial(_copy_range, ctx.interrupted, header.unique, reading, writing, request, length)
+        kill_set_ids(ctx, target)
+        return count
+    finally:
+        target.at_work -= 1
+
+
+def _copy_range(
+    interrupted: set[int], unique: int, reading: Descriptor, writing: Descriptor, request: requests.CopyFileRange,
+    length: int,
+) -> int:  # fmt: skip
+    """Copy in steps, so that an interrupted caller is let go with what has been copied by then."""
+    done = 0
+    while done < length:
+        step = min(_COPY_STEP, length - done)
+        try:
+            count = os.copy_file_range(reading.fd, writing.fd, step, request.off_in + done, request.off_out + done)
+        except OSError:
+            if done:
+                break
+            raise
+        if count == 0:
+            break
+        done += count
+        if unique in interrupted:
+            break
+    return done

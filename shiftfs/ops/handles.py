@@ -1,0 +1,155 @@
+"""Handlers of open files, on mounts that serve OPEN: open, create, flush, release, poll.
+
+On the others the kernel opens and closes without us: ENOSYS, once. A handle has a descriptor of its own only where a
+file's content is made when it is opened (procfs, cgroupfs); all others share the inode's. Loop thread.
+"""
+
+import errno
+import os
+import select
+from collections.abc import Callable, Generator
+from functools import partial
+from typing import Any, Final
+
+from ..inodes import Inode
+from ..tree import Descriptor
+from ..wire import notices, replies, requests
+from ..wire.abi import FOpen, PollFlag
+from ..wire.requests import Header
+from . import files
+from .context import DONE, Context, Later, Payload, Result, Work, not_supported
+from .namespace import creation_mode
+
+_DIRECT: Final = int(FOpen.DIRECT_IO)
+_KEEP_CACHE: Final = int(FOpen.KEEP_CACHE)
+_CACHE_DIR: Final = int(FOpen.CACHE_DIR)
+_NO_FLUSH: Final = int(FOpen.NOFLUSH)
+_SCHEDULE: Final = int(PollFlag.SCHEDULE_NOTIFY)
+_ALWAYS_READY: Final = select.POLLIN | select.POLLOUT | select.POLLRDNORM | select.POLLWRNORM
+_OWN_FLAGS: Final = os.O_ACCMODE | os.O_APPEND
+
+
+class OpenFile:
+    """What a file handle stands for. `descriptor` is its own one, if any; `kept` keeps the inode's alive."""
+
+    __slots__ = ("descriptor", "kept", "stop_watching", "writable")
+
+    def __init__(self, descriptor: Descriptor | None, kept: Descriptor, writable: bool) -> None:
+        self.descriptor = descriptor
+        self.kept = kept
+        self.writable = writable
+        self.stop_watching: Callable[[], None] | None = None
+
+
+def open(ctx: Context, header: Header, request: requests.Open) -> Result:
+    if not ctx.serves_open:
+        raise not_supported()
+    return _open_later(ctx, files.regular(ctx, header.nodeid), request.flags)
+
+
+def _open_later(ctx: Context, inode: Inode, flags: int) -> Later:
+    fh, answer = yield from _opened(ctx, inode, flags)
+    return replies.open(fh, answer)
+
+
+def _opened(ctx: Context, inode: Inode, flags: int) -> Generator[Work, Any, tuple[int, int]]:
+    """A handle for the inode and the FOPEN_ flags to answer with."""
+    writable = flags & os.O_ACCMODE != os.O_RDONLY
+    path = ctx.tree.path(inode.entry)
+    if ctx.tree.is_pseudo(path.fd):
+        own = ctx.tree.open_waiting(path, flags & _OWN_FLAGS)
+        return _handle(ctx, OpenFile(own, own, writable)), _DIRECT
+    kept = yield from files.opened(ctx, inode, writable)
+    answer = _KEEP_CACHE if writable else _KEEP_CACHE | _NO_FLUSH
+    return _handle(ctx, OpenFile(None, kept, writable)), answer
+
+
+def _handle(ctx: Context, opened: OpenFile) -> int:
+    ctx.last_handle += 1
+    ctx.handles[ctx.last_handle] = opened
+    return ctx.last_handle
+
+
+def create(ctx: Context, header: Header, request: requests.Create) -> Result:
+    if not ctx.serves_open:
+        raise not_supported()
+    parent = ctx.inodes.get(header.nodeid)
+    mode = creation_mode(ctx, header, parent, request.mode)
+    with ctx.credentials.acting_as(header.uid, header.gid, request.umask):
+        created = ctx.tree.create(parent.entry, request.name, request.flags, mode)
+    key, attributes = ctx.tree.lookup(parent.entry, request.name)
+    entry = ctx.adopt(parent, request.name, key, attributes)
+    inode = ctx.inodes.known(key)
+    if inode is not None and os.fstat(created.fd).st_ino == attributes.ino:
+        ctx.tree.keep_data(inode.entry, created)
+    fh = _handle(ctx, OpenFile(None, created, writable=True))
+    return replies.create(entry, replies.open(fh, _KEEP_CACHE))
+
+
+def release(ctx: Context, header: Header, request: requests.Release) -> Payload:
+    opened: OpenFile | None = ctx.handles.pop(request.fh, None)
+    if opened is not None and opened.stop_watching is not None:
+        opened.stop_watching()
+    return DONE
+
+
+def flush(ctx: Context, header: Header, request: requests.Flush) -> Result:
+    if not ctx.serves_open:
+        raise not_supported()
+    opened: OpenFile | None = ctx.handles.get(request.fh)
+    if opened is None or not opened.writable:
+        return DONE
+    return _flush(opened.descriptor or opened.kept)
+
+
+def _flush(descriptor: Descriptor) -> Later:
+    yield partial(_close_copy, descriptor)
+    return DONE
+
+
+def _close_copy(descriptor: Descriptor) -> None:
+    """close(2) reports what went wrong with writes on network filesystems; a duplicate's does so as well."""
+    os.close(os.dup(descriptor.fd))
+
+
+def opendir(ctx: Context, header: Header, request: requests.Open) -> Payload:
+    if not ctx.serves_open:
+        raise not_supported()
+    pseudo = ctx.tree.is_pseudo(ctx.tree.path(ctx.inodes.get(header.nodeid).entry).fd)
+    # Listings need no handle: see directories.py.
+    return replies.open(0, 0 if pseudo else _KEEP_CACHE | _CACHE_DIR)
+
+
+def releasedir(ctx: Context, header: Header, request: requests.Release) -> Payload:
+    return DONE
+
+
+def poll(ctx: Context, header: Header, request: requests.Poll) -> Payload:
+    if not ctx.serves_open:
+        raise not_supported()  # the kernel then takes every file as ready
+    opened: OpenFile | None = ctx.handles.get(request.fh)
+    if opened is None or opened.descriptor is None:
+        return replies.poll(_ALWAYS_READY & request.events)
+    waiting = select.poll()
+    waiting.register(opened.descriptor.fd, request.events)
+    ready = dict(waiting.poll(0)).get(opened.descriptor.fd, 0)
+    if request.flags & _SCHEDULE and opened.stop_watching is None:
+        _wake_later(ctx, opened, opened.descriptor, request.kh)
+    return replies.poll(ready)
+
+
+def _wake_later(ctx: Context, opened: OpenFile, descriptor: Descriptor, kh: int) -> None:
+    """Wake the pollers at the next change: for procfs and kernfs that is POLLPRI alone, they are always readable."""
+
+    def happened() -> None:
+        stop()
+        opened.stop_watching = None
+        ctx.notify(notices.poll_wakeup(kh))
+
+    try:
+        stop = ctx.watch(descriptor.fd, happened)
+    except OSError as error:
+        if error.errno != errno.EPERM:  # not to be waited for: always ready (epoll_ctl(2))
+            raise
+        return
+    opened.stop_watching = stop

@@ -1,0 +1,143 @@
+"""Handlers of names: lookup and forget, creation, removal, rename, links. Loop thread; none of them waits."""
+
+import stat
+from typing import Final
+
+from ..inodes import Inode
+from ..sys import files
+from ..wire import replies, requests
+from ..wire.requests import Header
+from .context import DONE, Context, Payload
+
+_LARGE: Final = 8192
+"""Blocks of 512 bytes from which on freeing an unlinked file is left to a worker: it can take a second."""
+
+
+def lookup(ctx: Context, header: Header, request: requests.Lookup) -> Payload:
+    parent = ctx.inodes.get(header.nodeid)
+    try:
+        key, attributes = ctx.tree.lookup(parent.entry, request.name)
+    except FileNotFoundError:
+        return ctx.absent
+    return ctx.adopt(parent, request.name, key, attributes)
+
+
+def forget(ctx: Context, header: Header, request: requests.Forget) -> None:
+    _drop(ctx, header.nodeid, request.nlookup)
+
+
+def batch_forget(ctx: Context, header: Header, request: requests.BatchForget) -> None:
+    for nodeid, count in request.items:
+        _drop(ctx, nodeid, count)
+
+
+def _drop(ctx: Context, nodeid: int, count: int) -> None:
+    inode = ctx.inodes.forget(nodeid, count)
+    if inode is None:
+        return
+    ctx.listings.pop(inode, None)
+    entry = inode.entry
+    if inode.unlinked and ctx.tree.attributes(entry).blocks > _LARGE:
+        held = [ctx.tree.path(entry)]
+        ctx.aside(held.clear)  # the last reference goes on the worker, and with it the file's blocks
+    ctx.tree.release(entry)
+
+
+def readlink(ctx: Context, header: Header, request: requests.Readlink) -> Payload:
+    return ctx.tree.readlink(ctx.inodes.get(header.nodeid).entry)
+
+
+def mknod(ctx: Context, header: Header, request: requests.Mknod) -> Payload:
+    parent = ctx.inodes.get(header.nodeid)
+    mode = creation_mode(ctx, header, parent, request.mode)
+    with ctx.credentials.acting_as(header.uid, header.gid, request.umask):
+        ctx.tree.mknod(parent.entry, request.name, mode, request.rdev)
+    return ctx.look(parent, request.name)
+
+
+def mkdir(ctx: Context, header: Header, request: requests.Mkdir) -> Payload:
+    parent = ctx.inodes.get(header.nodeid)
+    with ctx.credentials.acting_as(header.uid, header.gid, request.umask):
+        ctx.tree.mkdir(parent.entry, request.name, request.mode)
+    return ctx.look(parent, request.name)
+
+
+def symlink(ctx: Context, header: Header, request: requests.Symlink) -> Payload:
+    parent = ctx.inodes.get(header.nodeid)
+    with ctx.credentials.acting_as(header.uid, header.gid, 0o022):
+        ctx.tree.symlink(parent.entry, request.name, request.target)
+    return ctx.look(parent, request.name)
+
+
+def tmpfile(ctx: Context, header: Header, request: requests.Create) -> Payload:
+    parent = ctx.inodes.get(header.nodeid)
+    mode = creation_mode(ctx, header, parent, request.mode)
+    with ctx.credentials.acting_as(header.uid, header.gid, request.umask):
+        key, attributes, entry = ctx.tree.tmpfile(parent.entry, mode)
+    inode = ctx.inodes.add(key, entry)
+    inode.nlookup += 1
+    ctx.inodes.bury(inode)
+    found = replies.entry(inode.nodeid, 0, ctx.valid, ctx.valid, ctx.shown(attributes))
+    # No handle: the inode itself keeps the descriptor until it is forgotten, opened or not.
+    return replies.create(found, replies.open(0, 0))
+
+
+def creation_mode(ctx: Context, header: Header, parent: Inode, mode: int) -> int:
+    """The mode to create a file with. Our CAP_FSETID would let set-gid through where the directory's group is
+    inherited and the caller may not be in it; kernels before 6.0 do not strip it (inode(7), S_ISGID)."""
+    if mode & stat.S_ISGID and mode & stat.S_IXGRP and header.uid != 0:
+        above = ctx.tree.attributes(parent.entry)
+        if above.mode & stat.S_ISGID and ctx.gids.shown[above.gid] != header.gid:
+            return mode & ~stat.S_ISGID
+    return mode
+
+
+def link(ctx: Context, header: Header, request: requests.Link) -> Payload:
+    inode = ctx.inodes.get(request.oldnodeid)
+    parent = ctx.inodes.get(header.nodeid)
+    ctx.tree.link(inode.entry, parent.entry, request.name)
+    if inode.unlinked:
+        ctx.inodes.revive(inode)
+    return ctx.look(parent, request.name)
+
+
+def unlink(ctx: Context, header: Header, request: requests.Unlink) -> Payload:
+    parent = ctx.inodes.get(header.nodeid)
+    inode = ctx.known_at(parent, request.name)
+    if ctx.tree.unlink(parent.entry, request.name, inode and inode.entry):
+        _gone(ctx, inode)
+    return DONE
+
+
+def rmdir(ctx: Context, header: Header, request: requests.Rmdir) -> Payload:
+    parent = ctx.inodes.get(header.nodeid)
+    inode = ctx.known_at(parent, request.name)
+    ctx.tree.rmdir(parent.entry, request.name, inode and inode.entry)
+    _gone(ctx, inode)
+    return DONE
+
+
+def _gone(ctx: Context, inode: Inode | None) -> None:
+    """The last name of an inode has been removed; a reused number is another inode from now on."""
+    if inode is not None:
+        ctx.inodes.bury(inode)
+
+
+def rename(ctx: Context, header: Header, request: requests.Rename) -> Payload:
+    parent = ctx.inodes.get(header.nodeid)
+    target = ctx.inodes.get(request.newdir)
+    moved = ctx.known_at(parent, request.oldname)
+    replaced = None if request.flags & files.RENAME_NOREPLACE else ctx.known_at(target, request.newname)
+    arguments = (
+        parent.entry, request.oldname, target.entry, request.newname, request.flags,
+        moved and moved.entry, replaced and replaced.entry,
+    )  # fmt: skip
+    if request.flags & files.RENAME_WHITEOUT:
+        # The whiteout left behind is created, so it belongs to the caller.
+        with ctx.credentials.acting_as(header.uid, header.gid, 0o022):
+            gone = ctx.tree.rename(*arguments)
+    else:
+        gone = ctx.tree.rename(*arguments)
+    if gone:
+        _gone(ctx, replaced)
+    return DONE

@@ -1,0 +1,75 @@
+"""Handlers of extended attributes, with the ids inside their values shifted. Loop thread."""
+
+import errno
+import os
+import stat
+from typing import Final
+
+from ..shift import embedded
+from ..tree import Change
+from ..wire import replies, requests
+from ..wire.abi import SetxattrFlag
+from ..wire.requests import Header
+from .context import DONE, Context, Payload
+
+_CAPABILITY: Final = b"security.capability"
+_ACLS: Final = frozenset({b"system.posix_acl_access", b"system.posix_acl_default"})
+_KILL_SGID: Final = int(SetxattrFlag.ACL_KILL_SGID)
+
+
+def getxattr(ctx: Context, header: Header, request: requests.Getxattr) -> Payload:
+    entry = ctx.inodes.get(header.nodeid).entry
+    name = request.name
+    value: bytes | None = ctx.tree.getxattr(entry, name)
+    assert value is not None
+    if name in _ACLS:
+        value = embedded.acl_to_shown(value, ctx.uids, ctx.gids)
+    elif name == _CAPABILITY:
+        value = embedded.capability_to_shown(value, ctx.uids)
+        if value is None:
+            raise OSError(errno.ENODATA, os.strerror(errno.ENODATA))
+    return _sized(value, request.size)
+
+
+def listxattr(ctx: Context, header: Header, request: requests.Listxattr) -> Payload:
+    entry = ctx.inodes.get(header.nodeid).entry
+    names = ctx.tree.listxattr(entry)
+    if header.uid != 0:
+        # As filesystems do themselves (kernel fs/xattr.c): trusted.* is not even listed to the unprivileged.
+        names = [name for name in names if not name.startswith(b"trusted.")]
+    if _CAPABILITY in names and embedded.capability_to_shown(ctx.tree.getxattr(entry, _CAPABILITY), ctx.uids) is None:
+        names.remove(_CAPABILITY)
+    return _sized(b"".join(name + b"\0" for name in names), request.size)
+
+
+def _sized(value: bytes, room: int) -> Payload:
+    if room == 0:
+        return replies.xattr_size(len(value))
+    if len(value) > room:
+        raise OSError(errno.ERANGE, os.strerror(errno.ERANGE))
+    return value
+
+
+def setxattr(ctx: Context, header: Header, request: requests.Setxattr) -> Payload:
+    entry = ctx.inodes.get(header.nodeid).entry
+    name, value = request.name, request.value
+    if name in _ACLS:
+        ctx.refuse_unmapped_owner(ctx.tree.attributes(entry))
+        value = embedded.acl_to_real(value, ctx.uids, ctx.gids)
+    elif name == _CAPABILITY:
+        ctx.refuse_unmapped_owner(ctx.tree.attributes(entry))
+        value = embedded.capability_to_real(value, ctx.uids)
+    ctx.tree.setxattr(entry, name, value, request.flags)
+    if request.setxattr_flags & _KILL_SGID:
+        mode = ctx.tree.attributes(entry).mode
+        if mode & stat.S_ISGID:
+            ctx.tree.change(entry, Change(mode & ~stat.S_ISGID, None, None, None, None))
+    return DONE
+
+
+def removexattr(ctx: Context, header: Header, request: requests.Removexattr) -> Payload:
+    entry = ctx.inodes.get(header.nodeid).entry
+    if request.name in _ACLS or request.name == _CAPABILITY:
+        ctx.refuse_unmapped_owner(ctx.tree.attributes(entry))
+    ctx.tree.removexattr(entry, request.name)
+    return DONE

@@ -1,0 +1,251 @@
+"""Owns one connection to the kernel: decodes requests, dispatches them, answers, and keeps those that wait.
+
+Translates errors once, here: OSError to its errno, anything else to EIO with a traceback in the log. Knows no operation
+beyond INIT, INTERRUPT and DESTROY. Loop thread, but for the calls that it hands to workers.
+"""
+
+import contextlib
+import errno
+import time
+import traceback
+from collections.abc import Callable, Generator
+from typing import Any, Final, NamedTuple
+
+from .channel import Channel, Disconnected
+from .counters import Counters
+from .loop import Loop
+from .ops import HANDLERS
+from .ops.context import Context, Later, Payload, Work
+from .shift.idmap import IdMap
+from .tree import Tree
+from .wire import abi, negotiation, replies, requests
+from .wire.abi import InitFlag, Opcode
+from .wire.requests import Header, ProtocolError
+
+_FORGET: Final = int(Opcode.FORGET)
+_BATCH_FORGET: Final = int(Opcode.BATCH_FORGET)
+_INTERRUPT: Final = int(Opcode.INTERRUPT)
+_HEADER_SIZE: Final = 40
+_NO_REPLY: Final = frozenset({_FORGET, _BATCH_FORGET, _INTERRUPT, int(Opcode.NOTIFY_REPLY)})
+_SIGKILL_BIT: Final = 1 << 8
+
+
+class Waiting(NamedTuple):
+    """A request whose handler waits for a worker."""
+
+    header: Header
+    began: int
+    steps: Later
+
+
+class Session:
+    """One mount, served."""
+
+    def __init__(
+        self,
+        loop: Loop,
+        fd: int,
+        tree: Tree,
+        uids: IdMap,
+        gids: IdMap,
+        *,
+        timeout: float,
+        serves_open: bool,
+        max_write: int,
+        report: Callable[[str], bytes],
+        log: Callable[[str], None],
+        trace: Callable[[str], None] | None = None,
+        only_uids: frozenset[int] | None = None,
+    ) -> None:
+        """Takes over `fd`. `only_uids`: who may use the mount at all (allow_root). `trace` gets a line per request."""
+        self._loop = loop
+        self._channel = Channel(fd, max_write)
+        self._max_write = max_write
+        self._tree = tree
+        self._log = log
+        self._trace = trace
+        self._only_uids = only_uids
+        self.counters = Counters()
+        self.negotiated: negotiation.Negotiated | None = None
+        self.on_ready: Callable[[], None] = lambda: None
+        self.on_end: Callable[[], None] = lambda: None
+        self.failure: str | None = None
+        self._decoders = requests.decoders(setxattr_ext=False)
+        self._waiting: dict[int, Waiting] = {}
+        self.context = Context(
+            tree, uids, gids, timeout,
+            serves_open=serves_open,
+            max_write=max_write,
+            aside=self._aside,
+            notify=lambda message: self._aside(lambda: self._channel.notify(message)),
+            detach=self._channel.detach,
+            recycle=self._channel.recycle,
+            watch=self._watch,
+            report=report,
+        )  # fmt: skip
+        loop.add(fd, self._ready)
+
+    @property
+    def waiting(self) -> int:
+        """Requests that wait for workers, for `status`."""
+        return len(self._waiting)
+
+    def _ready(self) -> None:
+        """There is a request. One is taken at a time, so that no connection starves another."""
+        try:
+            size = self._channel.receive()
+        except Disconnected:
+            self.end()
+            return
+        if size:
+            self._serve(size)
+
+    def end(self) -> None:
+        """The mount is gone, or is to be."""
+        if self._channel.fd >= 0:
+            self._loop.remove(self._channel.fd)
+            self._channel.close()
+            self.on_end()
+
+    def _serve(self, size: int) -> None:
+        began = time.perf_counter_ns()
+        view = memoryview(self._channel.buffer)[:size]
+        try:
+            header = requests.decode_header(view)
+        except ProtocolError as error:
+            self._refuse_message(error)
+            return
+        try:
+            opcode = header.opcode
+            decoder = self._decoders.get(opcode)
+            if decoder is None:
+                raise ProtocolError(f"unknown opcode {opcode}", errno=errno.ENOSYS)
+            request = decoder(view[_HEADER_SIZE : size - header.extlen])
+            handler = HANDLERS.get(opcode)
+            if self._only_uids is not None and header.uid not in self._only_uids and opcode not in _NO_REPLY:
+                raise OSError(errno.EACCES, "allow_root")
+            result = handler(self.context, header, request) if handler is not None else self._special(header, request)
+        except Exception as error:
+            self._fail(header, began, error)
+            return
+        if isinstance(result, Generator):
+            self._waiting[header.unique] = waiting = Waiting(header, began, result)
+            self._step(waiting, None, None)
+        elif result is not None:
+            self._answer(header, began, result)
+        else:
+            self.counters[opcode].add(time.perf_counter_ns() - began)
+
+    def _special(self, header: Header, request: Any) -> Payload | None:
+        if header.opcode == Opcode.INIT:
+            self._init(header.unique, request)
+            return None
+        if header.opcode == Opcode.INTERRUPT:
+            self._interrupt(request.unique)
+            return None
+        if header.opcode == Opcode.DESTROY:
+            return b""
+        raise OSError(errno.ENOSYS, "not served")
+
+    def _init(self, unique: int, offer: requests.Init) -> None:
+        if offer.major > abi.MAJOR:
+            self._channel.send(negotiation.encode_version_only(unique), b"")
+            return
+        try:
+            agreed = negotiation.negotiate(
+                offer, max_write=self._max_write, refuse_open=not self.context.serves_open
+            )
+        except ProtocolError as error:
+            self.failure = str(error)
+            self._loop.stop()
+            raise
+        self.negotiated = agreed
+        self._decoders = requests.decoders(setxattr_ext=bool(agreed.flags & InitFlag.SETXATTR_EXT))
+        self._channel.send(negotiation.encode(unique, agreed), b"")
+        self.on_ready()
+
+    def _answer(self, header: Header, began: int, payload: Payload) -> None:
+        self._channel.send(replies.header(header.unique, len(payload)), payload)
+        self.counters[header.opcode].add(time.perf_counter_ns() - began)
+        if self._trace is not None:
+            self._trace(f"{_describe(header)} -> {len(payload)} bytes")
+
+    def _fail(self, header: Header, began: int, error: BaseException) -> None:
+        if (isinstance(error, OSError) and error.errno is not None) or isinstance(error, ProtocolError):
+            number = error.errno
+        else:
+            number = errno.EIO
+            self._log(f"{_describe(header)} failed:\n{''.join(traceback.format_exception(error))}")
+        counter = self.counters[header.opcode]
+        counter.add(time.perf_counter_ns() - began)
+        counter.errors += 1
+        if header.opcode not in _NO_REPLY:
+            self._channel.send(replies.error(header.unique, number), b"")
+        if self._trace is not None:
+            self._trace(f"{_describe(header)} -> {errno.errorcode.get(number, number)}")
+
+    def _refuse_message(self, error: ProtocolError) -> None:
+        self._log(f"message from the kernel not understood: {error}")
+        if error.unique:
+            self._channel.send(replies.error(error.unique, error.errno), b"")
+
+    # Requests that wait.
+
+    def _step(self, waiting: Waiting, result: Any, error: BaseException | None) -> None:
+        """Go on with a handler, with what its call gave or raised, until it calls again or answers."""
+        header = waiting.header
+        try:
+            call: Work = waiting.steps.throw(error) if error is not None else waiting.steps.send(result)
+        except StopIteration as answer:
+            if self._finished(header):
+                self._answer(header, waiting.began, answer.value)
+        except Exception as failure:
+            if self._finished(header):
+                self._fail(header, waiting.began, failure)
+        else:
+            self._loop.submit(call, lambda result, error: self._step(waiting, result, error))
+
+    def _finished(self, header: Header) -> bool:
+        """No longer waiting; False if the caller has been let go already."""
+        self.context.interrupted.discard(header.unique)
+        return self._waiting.pop(header.unique, None) is not None
+
+    def _interrupt(self, unique: int) -> None:
+        """A signal has come for whoever waits. A copy stops early by itself. All else goes on, as on a local disk,
+        unless the caller is being killed: then it is let go, and the outcome is thrown away."""
+        waiting = self._waiting.get(unique)
+        if waiting is None:
+            return
+        self.context.interrupted.add(unique)
+        if is_being_killed(waiting.header.pid):
+            del self._waiting[unique]
+            self._fail(waiting.header, waiting.began, InterruptedError(errno.EINTR, "killed"))
+
+    def _aside(self, call: Work) -> None:
+        self._loop.submit(call, self._aside_done)
+
+    def _aside_done(self, result: Any, error: BaseException | None) -> None:
+        if error is not None:
+            self._log(f"a call beside the requests failed: {error}")
+
+    def _watch(self, fd: int, happened: Callable[[], None]) -> Callable[[], None]:
+        self._loop.add(fd, happened, self._loop.URGENT)
+        return lambda: self._loop.remove(fd)
+
+
+def _describe(header: Header) -> str:
+    with contextlib.suppress(ValueError):
+        return f"#{header.unique} {Opcode(header.opcode).name} node {header.nodeid} uid {header.uid} pid {header.pid}"
+    return f"#{header.unique} opcode {header.opcode} node {header.nodeid}"
+
+
+def is_being_killed(pid: int) -> bool:
+    """Has the thread a SIGKILL pending (proc(5), SigPnd and ShdPnd)?"""
+    try:
+        with open(f"/proc/{pid}/status", "rb") as lines:
+            for line in lines:
+                if line.startswith((b"SigPnd:", b"ShdPnd:")) and int(line.split()[1], 16) & _SIGKILL_BIT:
+                    return True
+    except OSError:
+        return True  # it is gone
+    return False

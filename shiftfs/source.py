@@ -1,0 +1,205 @@
+"""A tree over one layer, as it is: shifting without layering.
+
+Owns nothing but the layer and its descriptors; holds no cache of names or attributes. Loop thread, but for what
+tree.Tree says of workers.
+"""
+
+import contextlib
+import os
+from collections.abc import Iterator
+from typing import Final
+
+from . import layer as real
+from .descriptors import Descriptors, Entry
+from .layer import Layer
+from .sys import files
+from .tree import Attributes, Change, Descriptor, Listed, RealKey, Space
+
+_FOREIGN_SHIFT: Final = 48
+"""Inode numbers of a filesystem mounted inside the source are told apart by the bits from here on."""
+
+
+class SourceTree:
+    """One directory and all that is mounted in it at mount time."""
+
+    def __init__(self, layer: Layer, bound: int, noatime: bool = True) -> None:
+        """`bound`: how many descriptors may be held at once, besides those of unlinked files in use."""
+        self._layer = layer
+        self._held = Descriptors(layer, bound, noatime)
+        self._devices: dict[int, int] = {layer.device: 0}
+        self.root = self._held.root
+
+    def root_attributes(self) -> tuple[RealKey, Attributes]:
+        return self._layer.look(self._layer.root.fd, b"")
+
+    def lookup(self, directory: Entry, name: bytes) -> tuple[RealKey, Attributes]:
+        held = directory.path
+        return self._layer.look((held or self._held.path(directory)).fd, name)
+
+    def entry(self, directory: Entry, name: bytes, key: RealKey) -> Entry:
+        return Entry(directory, name, key)
+
+    def found_at(self, entry: Entry, directory: Entry, name: bytes) -> None:
+        entry.parent = directory
+        entry.name = name
+        if entry.path is not None:
+            self._held.unpin(entry)
+
+    def release(self, entry: Entry) -> None:
+        self._held.release(entry)
+
+    def attributes(self, entry: Entry) -> Attributes:
+        held = entry.path or entry.data
+        if held is None and entry.parent is not None:
+            try:
+                key, attributes = self._layer.look(self._held.path(entry.parent).fd, entry.name)
+            except FileNotFoundError:
+                pass
+            else:
+                if key == entry.key:
+                    return attributes
+        return self._layer.look((held or self._held.path(entry)).fd, b"")[1]
+
+    def numbers(self, attributes: Attributes) -> int:
+        if attributes.device == self._layer.device:
+            return attributes.ino
+        return self._number(attributes.device, attributes.ino)
+
+    def _number(self, device: int, number: int) -> int:
+        index = self._devices.setdefault(device, len(self._devices))
+        return (number + (index << _FOREIGN_SHIFT)) & 0xFFFFFFFFFFFFFFFF
+
+    def listing(self, entry: Entry) -> list[Listed]:
+        device = entry.key[0]
+        names = real.list_names(self._held.path(entry).fd)
+        if device == self._layer.device:
+            return [Listed(*row) for row in names]
+        return [Listed(name, self._number(device, number), kind) for name, number, kind in names]
+
+    def parent_number(self, entry: Entry) -> int:
+        parent = entry.parent or entry
+        return self._number(parent.key[0], parent.key[1])
+
+    def readlink(self, entry: Entry) -> bytes:
+        return os.readlink(b"", dir_fd=self._held.path(entry).fd)
+
+    def path(self, entry: Entry) -> Descriptor:
+        return self._held.path(entry)
+
+    def data(self, entry: Entry, writable: bool) -> Descriptor:
+        return self._held.data(entry, writable)
+
+    def open_waiting(self, held: Descriptor, flags: int) -> Descriptor:
+        return Descriptor(real.reopen(held.fd, flags), os.close, flags & os.O_ACCMODE != os.O_RDONLY)
+
+    def keep_data(self, entry: Entry, data: Descriptor) -> None:
+        self._held.keep_data(entry, data)
+
+    def mknod(self, directory: Entry, name: bytes, mode: int, rdev: int) -> None:
+        os.mknod(name, mode, rdev, dir_fd=self._held.path(directory).fd)
+
+    def mkdir(self, directory: Entry, name: bytes, mode: int) -> None:
+        os.mkdir(name, mode, dir_fd=self._held.path(directory).fd)
+
+    def symlink(self, directory: Entry, name: bytes, target: bytes) -> None:
+        os.symlink(target, name, dir_fd=self._held.path(directory).fd)
+
+    def link(self, entry: Entry, directory: Entry, name: bytes) -> None:
+        source = real.magic_link(self._held.path(entry).fd)
+        os.link(source, name, dst_dir_fd=self._held.path(directory).fd, follow_symlinks=True)
+
+    def create(self, directory: Entry, name: bytes, flags: int, mode: int) -> Descriptor:
+        wanted = os.O_CREAT | os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+        wanted |= flags & (os.O_EXCL | os.O_TRUNC)
+        fd = os.open(name, wanted, mode & 0o7777, dir_fd=self._held.path(directory).fd)
+        return Descriptor(fd, os.close, writable=True)
+
+    def tmpfile(self, directory: Entry, mode: int) -> tuple[RealKey, Attributes, Entry]:
+        flags = os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC
+        opened = Descriptor(os.open(b".", flags, mode & 0o7777, dir_fd=self._held.path(directory).fd), os.close)
+        path = Descriptor(real.reopen(opened.fd, os.O_PATH), os.close)
+        key, attributes = self._layer.look(path.fd, b"")
+        entry = Entry(directory, b"", key)
+        self._held.adopt_unnamed(entry, path)
+        return key, attributes, entry
+
+    def unlink(self, directory: Entry, name: bytes, known: Entry | None) -> bool:
+        with self._pinned_if_last_seen(known, directory, name):
+            os.unlink(name, dir_fd=self._held.path(directory).fd)
+        return self._is_gone(known)
+
+    def rmdir(self, directory: Entry, name: bytes, known: Entry | None) -> None:
+        with self._pinned_if_last_seen(known, directory, name):
+            os.rmdir(name, dir_fd=self._held.path(directory).fd)
+
+    def rename(
+        self, directory: Entry, name: bytes, to: Entry, new_name: bytes, flags: int, moved: Entry | None,
+        replaced: Entry | None,
+    ) -> bool:  # fmt: skip
+        exchange = flags & files.RENAME_EXCHANGE
+        with self._pinned_if_last_seen(None if exchange else replaced, to, new_name):
+            files.rename(self._held.path(directory).fd, name, self._held.path(to).fd, new_name, flags)
+        if moved is not None:
+            self.found_at(moved, to, new_name)
+        if exchange and replaced is not None:
+            self.found_at(replaced, directory, name)
+        return not exchange and self._is_gone(replaced)
+
+    @contextlib.contextmanager
+    def _pinned_if_last_seen(self, known: Entry | None, directory: Entry, name: bytes) -> Iterator[None]:
+        """Keep hold of an inode before the name by which we would find it goes; let go if it stays after all."""
+        if known is None or known.parent is not directory or known.name != name:
+            yield
+            return
+        self._held.pin(known)
+        try:
+            yield
+        except OSError:
+            self._held.unpin(known)
+            raise
+
+    def _is_gone(self, known: Entry | None) -> bool:
+        return known is not None and known.path is not None and self.attributes(known).nlink == 0
+
+    def change(self, entry: Entry, change: Change) -> None:
+        real.change(self._held.path(entry).fd, change)
+
+    def truncate(self, entry: Entry, size: int) -> None:
+        os.ftruncate(self._held.data(entry, True).fd, size)
+
+    def getxattr(self, entry: Entry, name: bytes) -> bytes:
+        return os.getxattr(real.magic_link(self._held.path(entry).fd), name)
+
+    def listxattr(self, entry: Entry) -> list[bytes]:
+        return [os.fsencode(name) for name in os.listxattr(real.magic_link(self._held.path(entry).fd))]
+
+    def setxattr(self, entry: Entry, name: bytes, value: bytes, flags: int) -> None:
+        os.setxattr(real.magic_link(self._held.path(entry).fd), name, value, flags)
+
+    def removexattr(self, entry: Entry, name: bytes) -> None:
+        os.removexattr(real.magic_link(self._held.path(entry).fd), name)
+
+    def space(self, entry: Entry) -> Space:
+        return real.space(self._held.path(entry).fd)
+
+    def sync(self) -> None:
+        files.syncfs(self._layer.root.fd)
+
+    def tidy(self, now: float) -> bool:
+        return self._held.tidy(now)
+
+    def descriptors(self) -> dict[str, int]:
+        return self._held.count()
+
+    def describe(self) -> list[dict[str, object]]:
+        return [
+            {
+                "path": os.fsdecode(self._layer.path),
+                "role": "source",
+                "private": self._layer.private,
+                "handles": self._layer.opens_by_handle,
+            }
+        ]
+
+    def is_pseudo(self, fd: int) -> bool:
+        return real.is_pseudo(fd)

@@ -1,0 +1,49 @@
+"""The C library, and how its failures become OSError.
+
+Owns the one handle on libc. Declares nothing itself: the modules beside it do. Any thread may call.
+"""
+
+import ctypes
+import os
+from collections.abc import Callable, Sequence
+from typing import Any
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+INT = ctypes.c_int
+UINT = ctypes.c_uint
+LONG = ctypes.c_long
+SIZE = ctypes.c_size_t
+OFFSET = ctypes.c_int64
+PATH = ctypes.c_char_p
+POINTER = ctypes.c_void_p
+
+
+def function(name: str, arguments: Sequence[Any], result: Any = ctypes.c_int) -> Callable[..., int]:
+    """A function of libc with its argument types; the caller checks the result.
+
+    It is looked up at its first call, so that a libc older than a function can still load its module.
+    """
+    try:
+        found = getattr(_libc, name)
+    except AttributeError:
+
+        def missing(*_: object) -> int:
+            raise OSError(38, os.strerror(38), name)
+
+        return missing
+    found.argtypes = list(arguments)
+    found.restype = result
+    return found  # type: ignore[no-any-return]
+
+
+_syscall = _libc.syscall
+_syscall.restype = ctypes.c_long
+
+syscall: Callable[..., int] = _syscall
+
+
+def failure(what: object = None) -> OSError:
+    """The OSError of the call that has just returned -1, on the thread that made it."""
+    number = ctypes.get_errno()
+    return OSError(number, os.strerror(number), what) if what is not None else OSError(number, os.strerror(number))

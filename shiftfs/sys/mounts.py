@@ -1,0 +1,48 @@
+"""Mount calls: a private copy of a mount tree, and unmounting. open_tree(2), mount_setattr(2), umount2(2)."""
+
+import os
+import struct
+from typing import Final
+
+from . import libc
+
+MNT_DETACH: Final = 2
+
+_OPEN_TREE = 428
+_MOUNT_SETATTR = 442
+_OPEN_TREE_CLONE = 1
+_AT_EMPTY_PATH = 0x1000
+_AT_RECURSIVE = 0x8000
+_MS_PRIVATE = 1 << 18
+
+_umount2 = libc.function("umount2", [libc.PATH, libc.INT])
+
+
+def clone_tree(fd: int) -> int:
+    """A descriptor of a detached copy of the mounts at and below `fd`, where later mounts do not show.
+
+    Needs CAP_SYS_ADMIN over the mount namespace.
+    """
+    flags = _OPEN_TREE_CLONE | os.O_CLOEXEC | _AT_EMPTY_PATH | _AT_RECURSIVE
+    clone = int(libc.syscall(libc.LONG(_OPEN_TREE), libc.INT(fd), libc.PATH(b""), libc.UINT(flags)))
+    if clone < 0:
+        raise libc.failure()
+    attributes = struct.pack("=QQQQ", 0, 0, _MS_PRIVATE, 0)
+    if libc.syscall(
+        libc.LONG(_MOUNT_SETATTR),
+        libc.INT(clone),
+        libc.PATH(b""),
+        libc.UINT(_AT_EMPTY_PATH | _AT_RECURSIVE),
+        libc.PATH(attributes),
+        libc.SIZE(len(attributes)),
+    ):
+        error = libc.failure()
+        os.close(clone)
+        raise error
+    return clone
+
+
+def unmount(path: bytes, flags: int = 0) -> None:
+    """umount2(2)."""
+    if _umount2(path, flags):
+        raise libc.failure(path)

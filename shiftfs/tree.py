@@ -1,0 +1,201 @@
+"""What a tree is to the rest: its values, and the protocol that a source tree and an overlay both implement.
+
+A tree knows real ids and real inodes only; it has never heard of nodeids, of shown ids or of the wire. Declarations
+alone; all methods run on the loop thread unless they say otherwise.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol
+
+RealKey = tuple[int, int, int, int]
+"""What makes a real inode itself: device, inode number, birth time in nanoseconds (0 where the filesystem has none),
+and its S_IFMT type, for directories with the mount's id above it: a directory bound in two places is two directories.
+
+A plain tuple, since one is made for each lookup. The birth time tells a reused inode number from the old inode.
+"""
+
+
+class Attributes(NamedTuple):
+    """One inode's attributes with real ids; the first sixteen are in struct fuse_attr's order (times in seconds and
+    nanoseconds, blocks of 512 bytes, rdev as the kernel's new_encode_dev has it)."""
+
+    ino: int
+    size: int
+    blocks: int
+    atime: int
+    mtime: int
+    ctime: int
+    atimensec: int
+    mtimensec: int
+    ctimensec: int
+    mode: int
+    nlink: int
+    uid: int
+    gid: int
+    rdev: int
+    blksize: int
+    flags: int
+    btime: int
+    btimensec: int
+    has_btime: bool
+    statx_attributes: int
+    statx_attributes_mask: int
+    device: int
+
+
+class Change(NamedTuple):
+    """What a setattr asks for, in real ids; None leaves a value as it is. Times are (seconds, nanoseconds), where
+    the nanoseconds may be UTIME_NOW or UTIME_OMIT."""
+
+    mode: int | None
+    uid: int | None
+    gid: int | None
+    atime: tuple[int, int] | None
+    mtime: tuple[int, int] | None
+
+
+class Descriptor:
+    """A file descriptor that closes when the last holder lets go of it.
+
+    So a cache may drop one while a worker still reads through it, and no number is ever reused under anybody.
+    """
+
+    __slots__ = ("_close", "fd", "writable")
+
+    def __init__(self, fd: int, close: Callable[[int], object], writable: bool = False) -> None:
+        self.fd = fd
+        self.writable = writable
+        self._close = close
+
+    def __del__(self) -> None:
+        self._close(self.fd)
+
+
+class Space(NamedTuple):
+    """statfs(2) of the tree, in struct fuse_kstatfs's order."""
+
+    blocks: int
+    bfree: int
+    bavail: int
+    files: int
+    ffree: int
+    bsize: int
+    namelen: int
+    frsize: int
+
+
+class Listed(NamedTuple):
+    """One name of a directory: its st_ino on the mount and DT_ type (0 if unknown)."""
+
+    name: bytes
+    number: int
+    kind: int
+
+
+class Tree(Protocol):
+    """A tree of files, behind entries that only the tree itself looks into.
+
+    An entry stands for one inode while the kernel knows it. Each method raises OSError with the errno that the
+    caller on the mount is to see; ESTALE where an entry's inode can no longer be found.
+    """
+
+    @property
+    def root(self) -> Any:
+        """The entry of the root directory."""
+
+    def root_attributes(self) -> tuple[RealKey, Attributes]:
+        """Key and attributes of the root directory."""
+
+    def lookup(self, directory: Any, name: bytes) -> tuple[RealKey, Attributes]:
+        """Key and attributes of one name. ENOENT if there is none."""
+
+    def entry(self, directory: Any, name: bytes, key: RealKey) -> Any:
+        """A new entry for an inode just found at `name`."""
+
+    def found_at(self, entry: Any, directory: Any, name: bytes) -> None:
+        """A known inode has been seen under this name (a hard link, a rename behind the mount)."""
+
+    def release(self, entry: Any) -> None:
+        """The kernel has forgotten the inode: let go of its descriptors."""
+
+    def attributes(self, entry: Any) -> Attributes: ...
+
+    def numbers(self, attributes: Attributes) -> int:
+        """The st_ino that the mount shows."""
+
+    def listing(self, entry: Any) -> list[Listed]:
+        """All names of a directory but `.` and `..`. May run on a worker with the descriptor of `path(entry)` held."""
+
+    def parent_number(self, entry: Any) -> int:
+        """The st_ino of a directory's parent; the root's own for the root."""
+
+    def readlink(self, entry: Any) -> bytes: ...
+
+    def path(self, entry: Any) -> Descriptor:
+        """An O_PATH descriptor of the very inode."""
+
+    def data(self, entry: Any, writable: bool) -> Descriptor:
+        """A descriptor for reading, or reading and writing, a regular file; shared by all who use the inode.
+
+        BlockingIOError where a lease on the layer would have to be broken first: then `open_waiting` on a worker.
+        """
+
+    def open_waiting(self, held: Descriptor, flags: int) -> Descriptor:
+        """Open again what `held` names, with open(2)'s flags. May block; any thread."""
+
+    def keep_data(self, entry: Any, data: Descriptor) -> None:
+        """What `open_waiting` opened is the inode's data descriptor from now on."""
+
+    def mknod(self, directory: Any, name: bytes, mode: int, rdev: int) -> None: ...
+
+    def mkdir(self, directory: Any, name: bytes, mode: int) -> None: ...
+
+    def symlink(self, directory: Any, name: bytes, target: bytes) -> None: ...
+
+    def link(self, entry: Any, directory: Any, name: bytes) -> None: ...
+
+    def create(self, directory: Any, name: bytes, flags: int, mode: int) -> Descriptor:
+        """open(2) with O_CREAT; the descriptor reads and writes."""
+
+    def tmpfile(self, directory: Any, mode: int) -> tuple[RealKey, Attributes, Any]:
+        """An unnamed regular file: its key, attributes and entry."""
+
+    def unlink(self, directory: Any, name: bytes, known: Any | None) -> bool:
+        """Remove a name; `known` is the entry of its inode where the kernel knows it. True if that was its last."""
+
+    def rmdir(self, directory: Any, name: bytes, known: Any | None) -> None: ...
+
+    def rename(
+        self, directory: Any, name: bytes, to: Any, new_name: bytes, flags: int, moved: Any | None, replaced: Any | None
+    ) -> bool:
+        """renameat2(2); True if the inode replaced has lost its last name."""
+
+    def change(self, entry: Any, change: Change) -> None: ...
+
+    def truncate(self, entry: Any, size: int) -> None:
+        """May run on a worker, with `data(entry, True)` held."""
+
+    def getxattr(self, entry: Any, name: bytes) -> bytes: ...
+
+    def listxattr(self, entry: Any) -> list[bytes]: ...
+
+    def setxattr(self, entry: Any, name: bytes, value: bytes, flags: int) -> None: ...
+
+    def removexattr(self, entry: Any, name: bytes) -> None: ...
+
+    def space(self, entry: Any) -> Space: ...
+
+    def sync(self) -> None:
+        """syncfs(2) on every filesystem written to. On a worker."""
+
+    def tidy(self, now: float) -> bool:
+        """Close what has been idle; True if there is more to close later. `now` is time.monotonic()."""
+
+    def descriptors(self) -> dict[str, int]:
+        """How many descriptors are held for what, for `status`."""
+
+    def describe(self) -> list[dict[str, object]]:
+        """The layers, for `status`."""
+
+    def is_pseudo(self, fd: int) -> bool:
+        """Does the file lie on a filesystem whose sizes lie, as procfs and cgroupfs do?"""
