@@ -24,7 +24,7 @@ CHECKED := $(wildcard shiftfs overlay tests docs/demo.py)
 demo:
 	@.ci/packages $(DEMO_PACKAGES)
 	@.ci/venv $(VENV) test
-	@$(PYTHON) -P docs/demo.py
+	@PYTHONPATH=tests $(PYTHON) -P docs/demo.py
 
 test: check
 	@.ci/packages $(TEST_PACKAGES)
