@@ -44,7 +44,7 @@ def check(options: MountOptions) -> None:
     if not os.path.exists("/dev/fuse"):
         raise MountError("/dev/fuse: does not exist; run `modprobe fuse` as root, or give the container the device")
     if not os.access("/dev/fuse", os.R_OK | os.W_OK):
-        raise MountError("/dev/fuse: no permission to open it; its mode should be 0666 (`chmod 0666 /dev/fuse` as root)")
+        raise MountError("/dev/fuse: no permission to open it; let root make its mode 0666 (chmod 0666 /dev/fuse)")
 
 
 def mount(options: MountOptions) -> int:
@@ -99,7 +99,7 @@ def _refusal(mountpoint: str, said: str) -> str:
     if "user_allow_other" in said:
         return "allow_other: for root alone unless /etc/fuse.conf says `user_allow_other`; add that line or leave it out"
     if "fusermount" in said and ("No such file" in said or "not found" in said):
-        return "fusermount3: not found, and mounting without it needs root; install it (Debian: apt install fuse3)"
+        return "fusermount3: not found, and only root mounts without it; install it (Debian: apt install fuse3)"
     lines = [line.strip() for line in said.splitlines() if line.strip()]
     reason = lines[-1].removeprefix("fuse: ").removeprefix("fusermount3: ") if lines else "libfuse gave no reason"
     if "permission" in reason.lower() or "permitted" in reason.lower():

@@ -171,9 +171,8 @@ class Session:
             self._trace(f"{_describe(header)} -> {len(payload)} bytes")
 
     def _fail(self, header: Header, began: int, error: BaseException) -> None:
-        if (isinstance(error, OSError) and error.errno is not None) or isinstance(error, ProtocolError):
-            number = error.errno
-        else:
+        number = error.errno if isinstance(error, OSError | ProtocolError) else None
+        if number is None:
             number = errno.EIO
             self._log(f"{_describe(header)} failed:\n{''.join(traceback.format_exception(error))}")
         counter = self.counters[header.opcode]
