@@ -19,12 +19,13 @@ from typing import Any
 from harness.commands import (
     EXIT_LIMIT,
     SHIFTFS,
+    SHIFTFSCTL,
+    Argument,
     CommandFailed,
     environment,
     open_directory,
     report,
     run,
-    shiftfsctl,
     user_prefix,
     wait_until,
 )
@@ -40,6 +41,7 @@ class Mount:
     source: Path
     path: Path
     entry: MountEntry
+    user: int | None = None
     pid: int = 0
 
     def status(self) -> dict[str, Any]:
@@ -54,8 +56,14 @@ class Mount:
         return Counter({name: int(value["count"]) for name, value in counts.items()})
 
     def _ask(self, command: str) -> dict[str, Any]:
-        answer: dict[str, Any] = json.loads(shiftfsctl(command, self.path, "--json", limit=EXIT_LIMIT).stdout)
+        # As the one who mounted it: a user's mount admits nobody else, not even root.
+        args: list[Argument] = [*_prefix(self.user), *SHIFTFSCTL, command, self.path, "--json"]
+        answer: dict[str, Any] = json.loads(run(args, limit=EXIT_LIMIT).stdout)
         return answer
+
+
+def _prefix(user: int | None) -> list[str]:
+    return [] if user is None else user_prefix(user)
 
 
 @contextmanager
@@ -78,7 +86,8 @@ def mounted(
     user: int | None = None,
     foreground: bool = False,
 ) -> Iterator[Mount]:
-    """Mount with the real command (as the user id `user`, when given), and unmount at the end.
+    """Mount with the real command, and unmount at the end. `user` is the id of who mounts, one with a name in
+    /etc/passwd, since fusermount3 asks for it.
 
     The mountpoint is a new directory unless given. Leftover when, at the end, the mount does not go, or the
     daemon has not ended EXIT_LIMIT seconds after it.
@@ -86,17 +95,16 @@ def mounted(
     path = mountpoint or open_directory("mnt-")
     if mountpoint is None and user is not None:
         os.chown(path, user, user)
-    args = [*([] if user is None else user_prefix(user)), *SHIFTFS]
-    args += [*(["-f"] if foreground else []), *(["-o", ",".join(options)] if options else [])]
-    args += [str(source), str(path)]
+    args = [*_prefix(user), *SHIFTFS, *(["-f"] if foreground else [])]
+    args += [*(["-o", ",".join(options)] if options else []), str(source), str(path)]
     known = {entry.mount_id for entry in mount_table()}
     with _in_foreground(args, path, known) if foreground else _daemonized(args):
-        mount = Mount(source, path, newest_mount(path))
+        mount = Mount(source, path, newest_mount(path), user)
         assert mount.entry.mount_id not in known, f"the command returned, and mounted nothing at {path}"
         started = ""
         try:
             mount.pid = int(mount.status()["pid"])
-            started = _start_time(mount.pid)
+            started = start_time(mount.pid)
             yield mount
         finally:
             try:
@@ -137,7 +145,7 @@ def _in_foreground(args: Sequence[str], path: Path, known: set[int]) -> Iterator
             process.wait(EXIT_LIMIT)
 
 
-def _start_time(pid: int) -> str:
+def start_time(pid: int) -> str:
     """A process's start time, which with its number names it for good; empty when it has ended."""
     try:
         state, *fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
@@ -149,7 +157,9 @@ def _start_time(pid: int) -> str:
 def _expect_end(pid: int, started: str) -> None:
     """Wait for the daemon to end by itself; kill it, and Leftover, when it does not."""
     try:
-        wait_until(lambda: not started or _start_time(pid) != started, f"end of the daemon, process {pid}")
+        wait_until(
+            lambda: not started or start_time(pid) != started, f"end of the daemon, process {pid}", EXIT_LIMIT
+        )
     except AssertionError as failure:
         os.kill(pid, signal.SIGKILL)
         raise Leftover(f"killed: {failure}") from None
