@@ -168,6 +168,9 @@ def main() -> int:
     try:
         failures = demonstrate()
         left = left_behind(before, area)
+    except AssertionError as error:  # a mount or a command of the harness failed, and says how
+        print(f"FAILED: {error}", file=sys.stderr)
+        return 1
     finally:
         remove_all(area)
         shutil.rmtree(area)
