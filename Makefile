@@ -16,11 +16,11 @@ PYTHON := $(VENV)/bin/python
 PREFIX ?= /opt/shiftfs
 BINDIR ?= /usr/local/bin
 
-CHECKED := $(wildcard shiftfs overlay tests docs/demo.py)
+CHECKED := $(wildcard shiftfs overlay tests bench docs/demo.py)
 
 .PHONY: demo test check install clean
 
-# -P throughout: what is run is the installed package, not the directory that make happens to stand in.
+# -P: what is shown and tested is the installed package, not the sources in the directory that make stands in.
 demo:
 	@.ci/packages $(DEMO_PACKAGES)
 	@.ci/venv $(VENV) test
