@@ -11,6 +11,7 @@ import signal
 import sys
 import syslog
 from collections.abc import Sequence
+from functools import partial
 from typing import Final
 
 from . import mount, status
@@ -25,6 +26,9 @@ from .sys import privileges
 
 _MAX_WRITE: Final = 1 << 20
 """Bytes; the kernel takes no more than 256 pages unless told to (fs.fuse.max_pages_limit)."""
+
+_INNER_ROOT: Final = b".shiftfs-root"
+"""Seen in the root field of /proc/PID/mountinfo alone; it hides nothing of that name in the source."""
 
 _DESCRIPTORS: Final = 16384
 _SPARE_DESCRIPTORS: Final = 256
@@ -122,6 +126,21 @@ class Mount:
             raise MountError(session.failure)
 
     def _ready(self) -> None:
+        mounted = self._mounted
+        if mounted is None or not privileges.effective_capabilities() >> privileges.CAP_SYS_ADMIN & 1:
+            self._serving()
+            return
+        self._session.context.inner_root = _INNER_ROOT
+        self._loop.submit(partial(mount.show_inner_root, mounted, _INNER_ROOT), self._settled)
+
+    def _settled(self, result: object, error: BaseException | None) -> None:
+        """Where that failed the mount is as good, and slower for users that do not own its root."""
+        self._session.context.inner_root = None
+        if error is not None and self._options.debug:
+            self._log(f"ACLs of the root will not be cached: {error}")
+        self._serving()
+
+    def _serving(self) -> None:
         if self._daemon is not None:
             self._daemon.ready()
             self._in_background = True

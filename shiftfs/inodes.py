@@ -61,6 +61,12 @@ class InodeTable:
         self._by_key[key] = inode
         return inode
 
+    def second_root(self) -> Inode:
+        """The root directory under one more nodeid, which is its inode from here on (mount.show_inner_root)."""
+        self.root = self.add(self.root.key, self.root.entry)
+        self.root.nlookup = 1
+        return self.root
+
     def bury(self, inode: Inode) -> None:
         """The real inode has lost its last name. It goes on under its nodeid, but whatever gets its number next is
         another inode."""
@@ -76,7 +82,7 @@ class InodeTable:
     def forget(self, nodeid: int, count: int) -> Inode | None:
         """The kernel drops `count` references; the inode when those were the last. The root is never forgotten."""
         inode = self._by_nodeid.get(nodeid)
-        if inode is None or nodeid == ROOT_ID:
+        if inode is None or inode is self.root or nodeid == ROOT_ID:
             return None
         inode.nlookup -= count
         if inode.nlookup > 0:

@@ -97,7 +97,7 @@ def _escaped(value: bytes) -> bytes:
 def _refusal(mountpoint: str, said: str) -> str:
     """One line from what libfuse and fusermount3 said."""
     if "user_allow_other" in said:
-        return "allow_other: for root alone unless /etc/fuse.conf says `user_allow_other`; add that line or leave it out"
+        return "allow_other: needs root, or the line `user_allow_other` in /etc/fuse.conf; add that or leave it out"
     if "fusermount" in said and ("No such file" in said or "not found" in said):
         return "fusermount3: not found, and only root mounts without it; install it (Debian: apt install fuse3)"
     lines = [line.strip() for line in said.splitlines() if line.strip()]
@@ -128,6 +128,25 @@ def _unescape(text: bytes) -> bytes:
     """Octal escapes of blanks, as mountinfo writes them."""
     head, *parts = text.split(b"\\")
     return head + b"".join(bytes((int(part[:3], 8),)) + part[3:] for part in parts)
+
+
+def show_inner_root(mounted: MountInfo, name: bytes) -> None:
+    """Let the mount begin at `name`, a directory just below its root, as a bind mount of it would. Raises OSError.
+
+    The kernel makes the root inode before INIT has been answered, and so caches no ACL for it (fs/fuse/inode.c,
+    ACL_DONT_CACHE): whoever does not own the root would cost a GETXATTR with each path that begins there. An inode
+    looked up later has its ACL cached. Needs CAP_SYS_ADMIN; on a worker, since the lookup comes to the loop.
+    """
+    clone = mounts.clone_at(os.path.join(mounted.path, name))
+    try:
+        try:
+            mounts.attach(clone, mounted.path, beneath=True)
+            mounts.unmount(mounted.path, mounts.MNT_DETACH)
+        except OSError:
+            mounts.unmount(mounted.path, mounts.MNT_DETACH)
+            mounts.attach(clone, mounted.path, beneath=False)
+    finally:
+        os.close(clone)
 
 
 def unmount(mounted: MountInfo) -> None:

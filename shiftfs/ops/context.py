@@ -65,6 +65,8 @@ class Context:
         self.last_handle = 0
         self.reports: dict[str, bytes] = {}
         self.owner = os.geteuid()
+        self.inner_root: bytes | None = None
+        """A name below the root that leads to the root itself, while one is wanted (mount.show_inner_root)."""
         self.interrupted: set[int] = set()
         self.aside = aside
         self.notify = notify

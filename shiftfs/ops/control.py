@@ -35,7 +35,7 @@ _OPENABLE: Final = frozenset({stat.S_IFREG >> 12, stat.S_IFDIR >> 12})
 
 
 def ioctl(ctx: Context, header: Header, request: requests.Ioctl) -> Payload:
-    if request.cmd == REPORT and header.nodeid == ctx.inodes.root.nodeid:
+    if request.cmd == REPORT and ctx.inodes.get(header.nodeid).entry is ctx.tree.root:
         return _report(ctx, header, request)
     inode = ctx.inodes.get(header.nodeid)
     answer_size = _ANSWER_SIZE.get(request.cmd)

@@ -15,11 +15,20 @@ _LARGE: Final = 8192
 
 def lookup(ctx: Context, header: Header, request: requests.Lookup) -> Payload:
     parent = ctx.inodes.get(header.nodeid)
+    if request.name == ctx.inner_root and parent is ctx.inodes.root:
+        return _inner_root(ctx)
     try:
         key, attributes = ctx.tree.lookup(parent.entry, request.name)
     except FileNotFoundError:
         return ctx.absent
     return ctx.adopt(parent, request.name, key, attributes)
+
+
+def _inner_root(ctx: Context) -> Payload:
+    ctx.inner_root = None
+    attributes = ctx.tree.root_attributes()[1]
+    root = ctx.inodes.second_root()
+    return replies.entry(root.nodeid, 0, ctx.valid, ctx.valid, ctx.shown(attributes))
 
 
 def forget(ctx: Context, header: Header, request: requests.Forget) -> None:

@@ -1,4 +1,4 @@
-"""Mount calls: a private copy of a mount tree, and unmounting. open_tree(2), mount_setattr(2), umount2(2)."""
+"""Mount calls: copies of mounts, moving and unmounting. open_tree(2), mount_setattr(2), move_mount(2), umount2(2)."""
 
 import os
 import struct
@@ -9,7 +9,11 @@ from . import libc
 MNT_DETACH: Final = 2
 
 _OPEN_TREE = 428
+_MOVE_MOUNT = 429
 _MOUNT_SETATTR = 442
+_MOVE_FROM_EMPTY_PATH = 0x4
+_MOVE_BENEATH = 0x200
+_AT_FDCWD = -100
 _OPEN_TREE_CLONE = 1
 _AT_EMPTY_PATH = 0x1000
 _AT_RECURSIVE = 0x8000
@@ -40,6 +44,24 @@ def clone_tree(fd: int) -> int:
         os.close(clone)
         raise error
     return clone
+
+
+def clone_at(path: bytes) -> int:
+    """A descriptor of a detached mount whose root is the directory at `path`. Needs CAP_SYS_ADMIN."""
+    flags = _OPEN_TREE_CLONE | os.O_CLOEXEC
+    clone = int(libc.syscall(libc.LONG(_OPEN_TREE), libc.INT(_AT_FDCWD), libc.PATH(path), libc.UINT(flags)))
+    if clone < 0:
+        raise libc.failure(path)
+    return clone
+
+
+def attach(clone: int, path: bytes, *, beneath: bool) -> None:
+    """Mount a detached mount at `path`; beneath what is mounted there already, from Linux 6.5 (EINVAL before)."""
+    flags = _MOVE_FROM_EMPTY_PATH | (_MOVE_BENEATH if beneath else 0)
+    if libc.syscall(
+        libc.LONG(_MOVE_MOUNT), libc.INT(clone), libc.PATH(b""), libc.INT(_AT_FDCWD), libc.PATH(path), libc.UINT(flags)
+    ):
+        raise libc.failure(path)
 
 
 def unmount(path: bytes, flags: int = 0) -> None:

@@ -12,6 +12,7 @@ from . import libc
 
 CAP_SETGID: Final = 6
 CAP_SETUID: Final = 7
+CAP_SYS_ADMIN: Final = 21
 CAP_SYS_RESOURCE: Final = 24
 
 _KEEP: Final = 0xFFFFFFFF  # setfsuid(-1) changes nothing and returns the present id (setfsuid(2))

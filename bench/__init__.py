@@ -1,0 +1,1 @@
+"""Benchmarks: ratios of medians in one run, never absolute promises."""
