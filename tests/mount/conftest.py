@@ -1,0 +1,44 @@
+"""Fixtures of the tests on real mounts. Owns the layers and mounts that the tests of one module share."""
+
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from harness import Mount, mounted, open_directory, run
+from harness.places import KINDS, Place, new_place
+
+
+@pytest.fixture(scope="module")
+def source(area: Path) -> Iterator[Path]:
+    """A layer for the tests of one module."""
+    path = open_directory("layer-")
+    yield path
+    run(["rm", "-rf", path])  # which, unlike shutil.rmtree, gets along with paths beyond PATH_MAX
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def each_kind(request: pytest.FixtureRequest, source: Path) -> Iterator[tuple[str, Mount | None]]:
+    with ExitStack() as stack:
+        options = KINDS[request.param]
+        yield request.param, stack.enter_context(mounted(source, None, *options)) if options else None
+
+
+@pytest.fixture
+def place(each_kind: tuple[str, Mount | None], source: Path) -> Place:
+    """A directory of its own for each test; each test runs on a plain directory and on each kind of mount."""
+    kind, mount = each_kind
+    return new_place(source, mount, kind)
+
+
+@pytest.fixture(scope="module")
+def one_mount(source: Path) -> Iterator[Mount]:
+    with mounted(source) as mount:
+        yield mount
+
+
+@pytest.fixture
+def shown(one_mount: Mount, source: Path) -> Place:
+    """A directory of its own for each test, on one mount with the default options."""
+    return new_place(source, one_mount, "default")
