@@ -5,6 +5,7 @@ connection is aborted, the mount detached, and the test that made it fails. Noth
 mount to tidy up, since that may be what hangs: all there is to know stands in /proc/self/mountinfo.
 """
 
+from harness.callers import Caller, errno_of, shifted_directory
 from harness.commands import (
     SHIFTFS,
     Argument,
@@ -35,6 +36,7 @@ from harness.shifted import Mount, mounted, requests_during
 __all__ = [
     "SHIFTFS",
     "Argument",
+    "Caller",
     "CommandFailed",
     "Completed",
     "Leftover",
@@ -44,6 +46,7 @@ __all__ = [
     "abort_connection",
     "as_user",
     "environment",
+    "errno_of",
     "in_userns",
     "loop_filesystem",
     "mount_table",
@@ -52,6 +55,7 @@ __all__ = [
     "open_directory",
     "requests_during",
     "run",
+    "shifted_directory",
     "shiftfs",
     "shiftfsctl",
     "unmount",
