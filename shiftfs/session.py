@@ -28,6 +28,8 @@ _INTERRUPT: Final = int(Opcode.INTERRUPT)
 _HEADER_SIZE: Final = 40
 _NO_REPLY: Final = frozenset({_FORGET, _BATCH_FORGET, _INTERRUPT, int(Opcode.NOTIFY_REPLY)})
 _SIGKILL_BIT: Final = 1 << 8
+_MINOR_OF_STRIPPED_SET_GID: Final = 37
+"""Of Linux 6.1. vfs_prepare_mode came with 6.0, which has no number of its own."""
 
 
 class Waiting(NamedTuple):
@@ -160,6 +162,7 @@ class Session:
             self._loop.stop()
             raise
         self.negotiated = agreed
+        self.context.kernel_strips_set_gid = agreed.minor >= _MINOR_OF_STRIPPED_SET_GID
         self._decoders = requests.decoders(setxattr_ext=bool(agreed.flags & InitFlag.SETXATTR_EXT))
         self._channel.send(negotiation.encode(unique, agreed), b"")
         self.on_ready()

@@ -58,6 +58,7 @@ class Context:
         self.valid = (seconds, int((timeout - seconds) * 1e9))
         self.absent = replies.entry(0, 0, self.valid, (0, 0), (0,) * 16)
         self.serves_open = serves_open
+        self.kernel_strips_set_gid = False  # until INIT tells
         self.credentials = Credentials(uids, gids)
         self.scratch = memoryview(bytearray(max_write))
         self.listings: LRUCache[Inode, Any] = LRUCache(_LISTINGS)

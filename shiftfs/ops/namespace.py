@@ -93,7 +93,10 @@ def tmpfile(ctx: Context, header: Header, request: requests.Create) -> Payload:
 
 def creation_mode(ctx: Context, header: Header, parent: Inode, mode: int) -> int:
     """The mode to create a file with. Our CAP_FSETID would let set-gid through where the directory's group is
-    inherited and the caller may not be in it; kernels before 6.0 do not strip it (inode(7), S_ISGID)."""
+    inherited and the caller may not be in it (inode(7), S_ISGID). The kernel sees to that since 6.0, and knows all of
+    the caller's groups; before, whoever is not in it by his own group is taken not to be in it."""
+    if ctx.kernel_strips_set_gid:
+        return mode
     if mode & stat.S_ISGID and mode & stat.S_IXGRP and header.uid != 0:
         above = ctx.tree.attributes(parent.entry)
         if above.mode & stat.S_ISGID and ctx.gids.shown[above.gid] != header.gid:
