@@ -3,7 +3,7 @@
 import errno
 import os
 import stat
-from typing import Final
+from typing import Any, Final
 
 from ..shift import embedded
 from ..tree import Change
@@ -20,15 +20,27 @@ _KILL_SGID: Final = int(SetxattrFlag.ACL_KILL_SGID)
 def getxattr(ctx: Context, header: Header, request: requests.Getxattr) -> Payload:
     entry = ctx.inodes.get(header.nodeid).entry
     name = request.name
+    if name in _ACLS:
+        return _sized(embedded.acl_to_shown(_acl(ctx, entry, name), ctx.uids, ctx.gids), request.size)
     value: bytes | None = ctx.tree.getxattr(entry, name)
     assert value is not None
-    if name in _ACLS:
-        value = embedded.acl_to_shown(value, ctx.uids, ctx.gids)
-    elif name == _CAPABILITY:
+    if name == _CAPABILITY:
         value = embedded.capability_to_shown(value, ctx.uids)
         if value is None:
             raise OSError(errno.ENODATA, os.strerror(errno.ENODATA))
     return _sized(value, request.size)
+
+
+def _acl(ctx: Context, entry: Any, name: bytes) -> bytes:
+    """An ACL of the layer, or that there is none. A layer that has no ACLs at all says otherwise; the kernel, which asks
+    for one before each check of rights, would hand its EOPNOTSUPP to whoever opens the file (fuse_get_acl)."""
+    try:
+        value: bytes = ctx.tree.getxattr(entry, name)
+    except OSError as error:
+        if error.errno != errno.EOPNOTSUPP:
+            raise
+        raise OSError(errno.ENODATA, os.strerror(errno.ENODATA)) from None
+    return value
 
 
 def listxattr(ctx: Context, header: Header, request: requests.Listxattr) -> Payload:
