@@ -4,7 +4,7 @@
 # Debian packages: to run, to show (`make demo`), and to test.
 RUN_PACKAGES := python3 python3-venv fuse3
 DEMO_PACKAGES := $(RUN_PACKAGES) util-linux busybox-static
-TEST_PACKAGES := $(DEMO_PACKAGES) python3-pip uidmap attr acl e2fsprogs xfsprogs btrfs-progs strace inotify-tools bindfs \
+TEST_PACKAGES := $(DEMO_PACKAGES) python3-pip uidmap attr acl libcap2-bin e2fsprogs xfsprogs btrfs-progs strace inotify-tools bindfs \
 	fuse-overlayfs gcc libc6-dev make dpkg-dev
 
 # The virtual environment of this checkout, where every user may execute it.

@@ -66,6 +66,10 @@ class Caller:
             with open(self.namespace.path) as file:
                 if _libc.setns(file.fileno(), 0):
                     raise OSError(ctypes.get_errno(), "setns")
+            # Only whoever leaves the namespace's own root loses its capabilities (capabilities(7)); we come in as
+            # someone who has no number there.
+            os.setresgid(0, 0, 0)
+            os.setresuid(0, 0, 0)
         os.setgroups(self.groups)
         os.setresgid(self.gid, self.gid, self.gid)
         os.setresuid(self.uid, self.uid, self.uid)
