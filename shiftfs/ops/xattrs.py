@@ -32,8 +32,8 @@ def getxattr(ctx: Context, header: Header, request: requests.Getxattr) -> Payloa
 
 
 def _acl(ctx: Context, entry: Any, name: bytes) -> bytes:
-    """An ACL of the layer, or that there is none. A layer that has no ACLs at all says otherwise; the kernel, which asks
-    for one before each check of rights, would hand its EOPNOTSUPP to whoever opens the file (fuse_get_acl)."""
+    """An ACL of the layer, or ENODATA. A layer that has no ACLs at all says EOPNOTSUPP; the kernel, which asks for one
+    before each check of rights, would hand that to whoever opens the file (fuse_get_acl)."""
     try:
         value: bytes = ctx.tree.getxattr(entry, name)
     except OSError as error:

@@ -1,4 +1,4 @@
-"""POSIX ACLs: named ids shifted on the layer, enforced by the kernel for the shifted ones, inherited, hidden if unmapped."""
+"""POSIX ACLs: named ids shifted on the layer, enforced by the kernel, inherited; unmapped ones are nobody's."""
 
 import errno
 import os
