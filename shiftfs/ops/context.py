@@ -9,7 +9,7 @@ import stat
 from collections.abc import Callable, Generator
 from typing import Any, Final
 
-from cachetools import LRUCache
+from cachetools import FIFOCache, LRUCache
 
 from ..inodes import Inode, InodeTable
 from ..shift.credentials import Credentials
@@ -64,6 +64,8 @@ class Context:
         self.listings: LRUCache[Inode, Any] = LRUCache(_LISTINGS)
         self.handles: dict[int, Any] = {}
         self.last_handle = 0
+        self.kept: FIFOCache[Any, None] = FIFOCache(max(tree.descriptors()["bound"] // 2, 8))
+        """The open files that hold a descriptor: callers may open more files than we may have descriptors."""
         self.reports: dict[str, bytes] = {}
         self.owner = os.geteuid()
         self.inner_root: bytes | None = None

@@ -39,8 +39,8 @@ def shared(ctx: Context, inode: Inode, fh: int, writable: bool) -> Descriptor:
     except OSError as error:
         if error.errno != errno.ESTALE or fh not in ctx.handles:
             raise
-        kept: Descriptor = ctx.handles[fh].kept
-        if writable and not kept.writable:
+        kept: Descriptor | None = ctx.handles[fh].kept
+        if kept is None or (writable and not kept.writable):
             raise
         return kept
 

@@ -30,11 +30,12 @@ _OWN_FLAGS: Final = os.O_ACCMODE | os.O_APPEND
 
 
 class OpenFile:
-    """What a file handle stands for. `descriptor` is its own one, if any; `kept` keeps the inode's alive."""
+    """What a file handle stands for. `descriptor` is its own one, if any; `kept` keeps the inode's alive, so that a
+    file deleted behind the mount stays readable, as long as there are not too many of them."""
 
     __slots__ = ("descriptor", "kept", "stop_watching", "writable")
 
-    def __init__(self, descriptor: Descriptor | None, kept: Descriptor, writable: bool) -> None:
+    def __init__(self, descriptor: Descriptor | None, kept: Descriptor | None, writable: bool) -> None:
         self.descriptor = descriptor
         self.kept = kept
         self.writable = writable
@@ -58,7 +59,7 @@ def _opened(ctx: Context, inode: Inode, flags: int) -> Generator[Work, Any, tupl
     path = ctx.tree.path(inode.entry)
     if ctx.tree.is_pseudo(path.fd):
         own = ctx.tree.open_waiting(path, flags & _OWN_FLAGS)
-        return _handle(ctx, OpenFile(own, own, writable)), _DIRECT
+        return _handle(ctx, OpenFile(own, None, writable)), _DIRECT
     kept = yield from files.opened(ctx, inode, writable)
     answer = _KEEP_CACHE if writable else _KEEP_CACHE | _NO_FLUSH
     return _handle(ctx, OpenFile(None, kept, writable)), answer
@@ -67,6 +68,10 @@ def _opened(ctx: Context, inode: Inode, flags: int) -> Generator[Work, Any, tupl
 def _handle(ctx: Context, opened: OpenFile) -> int:
     ctx.last_handle += 1
     ctx.handles[ctx.last_handle] = opened
+    if opened.kept is not None:
+        if len(ctx.kept) >= ctx.kept.maxsize:
+            ctx.kept.popitem()[0].kept = None
+        ctx.kept[opened] = None
     return ctx.last_handle
 
 
@@ -88,8 +93,10 @@ def create(ctx: Context, header: Header, request: requests.Create) -> Result:
 
 def release(ctx: Context, header: Header, request: requests.Release) -> Payload:
     opened: OpenFile | None = ctx.handles.pop(request.fh, None)
-    if opened is not None and opened.stop_watching is not None:
-        opened.stop_watching()
+    if opened is not None:
+        ctx.kept.pop(opened, None)
+        if opened.stop_watching is not None:
+            opened.stop_watching()
     return DONE
 
 
@@ -99,7 +106,10 @@ def flush(ctx: Context, header: Header, request: requests.Flush) -> Result:
     opened: OpenFile | None = ctx.handles.get(request.fh)
     if opened is None or not opened.writable:
         return DONE
-    return _flush(opened.descriptor or opened.kept)
+    descriptor = opened.descriptor or opened.kept
+    if descriptor is None:
+        return DONE
+    return _flush(descriptor)
 
 
 def _flush(descriptor: Descriptor) -> Later:

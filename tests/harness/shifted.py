@@ -85,9 +85,10 @@ def mounted(
     *options: str,
     user: int | None = None,
     foreground: bool = False,
+    descriptors: int | None = None,
 ) -> Iterator[Mount]:
     """Mount with the real command, and unmount at the end. `user` is the id of who mounts, one with a name in
-    /etc/passwd, since fusermount3 asks for it.
+    /etc/passwd, since fusermount3 asks for it; `descriptors` the hard limit of open files that the command gets.
 
     The mountpoint is a new directory unless given. Leftover when, at the end, the mount does not go, or the
     daemon has not ended EXIT_LIMIT seconds after it.
@@ -95,7 +96,8 @@ def mounted(
     path = mountpoint or open_directory("mnt-")
     if mountpoint is None and user is not None:
         os.chown(path, user, user)
-    args = [*_prefix(user), *SHIFTFS, *(["-f"] if foreground else [])]
+    limits = [] if descriptors is None else ["prlimit", f"--nofile={descriptors}:{descriptors}"]
+    args = [*_prefix(user), *limits, *SHIFTFS, *(["-f"] if foreground else [])]
     args += [*(["-o", ",".join(options)] if options else []), str(source), str(path)]
     known = {entry.mount_id for entry in mount_table()}
     with _in_foreground(args, path, known) if foreground else _daemonized(args):
