@@ -41,6 +41,9 @@ def check(options: MountOptions) -> None:
             raise MountError(f"{what} {shown}: {error.strerror}; give an existing directory") from None
         if not stat.S_ISDIR(mode):
             raise MountError(f"{what} {shown}: not a directory; give an existing directory")
+    if not os.access(options.source, os.R_OK | os.X_OK):
+        shown = os.fsdecode(options.source)
+        raise MountError(f"source {shown}: Permission denied; give a directory that you may read and enter")
     if not os.path.exists("/dev/fuse"):
         raise MountError("/dev/fuse: does not exist; run `modprobe fuse` as root, or give the container the device")
     if not os.access("/dev/fuse", os.R_OK | os.W_OK):
@@ -98,11 +101,12 @@ def _refusal(mountpoint: str, said: str) -> str:
     """One line from what libfuse and fusermount3 said."""
     if "user_allow_other" in said:
         return "allow_other: needs root, or the line `user_allow_other` in /etc/fuse.conf; add that or leave it out"
-    if "fusermount" in said and ("No such file" in said or "not found" in said):
+    if "failed to exec fusermount3" in said:
+        # Whatever the reason: execvp(3) says EACCES as well if some directory of the path is closed to us.
         return "fusermount3: not found, and only root mounts without it; install it (Debian: apt install fuse3)"
     lines = [line.strip() for line in said.splitlines() if line.strip()]
     reason = lines[-1].removeprefix("fuse: ").removeprefix("fusermount3: ") if lines else "libfuse gave no reason"
-    if "permission" in reason.lower() or "permitted" in reason.lower():
+    if any(word in reason.lower() for word in ("permission", "permitted", "access")):
         return f"{mountpoint}: {reason}; a user may mount on a directory of their own, others need root"
     return f"{mountpoint}: {reason}; nothing was mounted"
 
