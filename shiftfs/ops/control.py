@@ -31,7 +31,8 @@ _FSSETXATTR: Final = 0x401C5820
 _GETVERSION: Final = 0x80087601
 _ANSWER_SIZE: Final = {_GETFLAGS: 4, _GETVERSION: 4, _FSGETXATTR: 28}
 _SETTERS: Final = frozenset({_SETFLAGS, _FSSETXATTR})
-_OPENABLE: Final = frozenset({stat.S_IFREG >> 12, stat.S_IFDIR >> 12})
+_REGULAR: Final = stat.S_IFREG >> 12
+_OPENABLE: Final = frozenset({_REGULAR, stat.S_IFDIR >> 12})
 
 
 def ioctl(ctx: Context, header: Header, request: requests.Ioctl) -> Payload:
@@ -47,6 +48,9 @@ def ioctl(ctx: Context, header: Header, request: requests.Ioctl) -> Payload:
     # Room for what the kernel may write, whatever the filesystem's idea of the argument's size.
     argument = bytearray(request.data.ljust(64, b"\0"))
     result = fcntl.ioctl(descriptor.fd, request.cmd, argument)
+    if request.cmd in _SETTERS and inode.key[3] == _REGULAR:
+        # Immutable or append-only now, perhaps: whoever writes from here on has to open the file anew, and is refused.
+        ctx.tree.keep_data(inode.entry, descriptor)
     return replies.ioctl(result, bytes(argument[:answer_size]) if answer_size is not None else b"")
 
 

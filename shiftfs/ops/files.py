@@ -119,7 +119,7 @@ def write(ctx: Context, header: Header, request: requests.Write) -> Result:
     if own is None and not flags & os.RWF_SYNC and len(request.data) <= _SMALL_WRITE and inode.at_work == 0:
         try:
             descriptor = shared(ctx, inode, request.fh, True)
-        except BlockingIOError:
+        except (BlockingIOError, PermissionError):
             pass
         else:
             return _written(ctx, inode, request, _write_fully(descriptor, request.data, request.offset, flags))
@@ -142,13 +142,28 @@ def _write_later(
     buffer = ctx.detach()  # the data stays where it was received, until it is written
     inode.at_work += 1
     try:
-        descriptor = own or (yield from opened(ctx, inode, writable=True, fh=request.fh))
+        descriptor = own or (yield from _opened_to_write(ctx, inode, request.fh, flags))
         count: int = yield partial(_write_fully, descriptor, request.data, request.offset, flags)
         return _written(ctx, inode, request, count)
     finally:
         inode.at_work -= 1
         request.data.release()
         ctx.recycle(buffer)
+
+
+def _opened_to_write(ctx: Context, inode: Inode, fh: int, flags: int) -> Generator[Work, Any, Descriptor]:
+    try:
+        return (yield from opened(ctx, inode, writable=True, fh=fh))
+    except PermissionError:
+        if not flags & os.RWF_APPEND:
+            raise
+    return (yield from opened_to_append(ctx, inode))
+
+
+def opened_to_append(ctx: Context, inode: Inode) -> Generator[Work, Any, Descriptor]:
+    """A descriptor of its own for an append-only file (chattr +a), which cannot be opened for more."""
+    found: Descriptor = yield partial(ctx.tree.open_waiting, ctx.tree.path(inode.entry), os.O_WRONLY | os.O_APPEND)
+    return found
 
 
 def _write_fully(descriptor: Descriptor, content: memoryview, offset: int, flags: int) -> int:

@@ -60,7 +60,12 @@ def _opened(ctx: Context, inode: Inode, flags: int) -> Generator[Work, Any, tupl
     if ctx.tree.is_pseudo(path.fd):
         own = ctx.tree.open_waiting(path, flags & _OWN_FLAGS)
         return _handle(ctx, OpenFile(own, None, writable)), _DIRECT
-    kept = yield from files.opened(ctx, inode, writable)
+    try:
+        kept = yield from files.opened(ctx, inode, writable)
+    except PermissionError:
+        if not (writable and flags & os.O_APPEND):
+            raise
+        kept = yield from files.opened_to_append(ctx, inode)
     answer = _KEEP_CACHE if writable else _KEEP_CACHE | _NO_FLUSH
     return _handle(ctx, OpenFile(None, kept, writable)), answer
 
