@@ -69,9 +69,9 @@ class SourceTree:
         index = self._devices.setdefault(device, len(self._devices))
         return (number + (index << _FOREIGN_SHIFT)) & 0xFFFFFFFFFFFFFFFF
 
-    def listing(self, entry: Entry) -> list[Listed]:
+    def listing(self, entry: Entry, held: Descriptor) -> list[Listed]:
         device = entry.key[0]
-        names = real.list_names(self._held.path(entry).fd)
+        names = real.list_names(held.fd)
         if device == self._layer.device:
             return [Listed(*row) for row in names]
         return [Listed(name, self._number(device, number), kind) for name, number, kind in names]
@@ -163,9 +163,6 @@ class SourceTree:
 
     def change(self, entry: Entry, change: Change) -> None:
         real.change(self._held.path(entry).fd, change)
-
-    def truncate(self, entry: Entry, size: int) -> None:
-        os.ftruncate(self._held.data(entry, True).fd, size)
 
     def getxattr(self, entry: Entry, name: bytes) -> bytes:
         return os.getxattr(real.magic_link(self._held.path(entry).fd), name)

@@ -123,8 +123,8 @@ class Tree(Protocol):
     def numbers(self, attributes: Attributes) -> int:
         """The st_ino that the mount shows."""
 
-    def listing(self, entry: Any) -> list[Listed]:
-        """All names of a directory but `.` and `..`. May run on a worker with the descriptor of `path(entry)` held."""
+    def listing(self, entry: Any, held: Descriptor) -> list[Listed]:
+        """All names of a directory but `.` and `..`; `held` is its `path`. May run on a worker."""
 
     def parent_number(self, entry: Any) -> int:
         """The st_ino of a directory's parent; the root's own for the root."""
@@ -171,9 +171,6 @@ class Tree(Protocol):
         """renameat2(2); True if the inode replaced has lost its last name."""
 
     def change(self, entry: Any, change: Change) -> None: ...
-
-    def truncate(self, entry: Any, size: int) -> None:
-        """May run on a worker, with `data(entry, True)` held."""
 
     def getxattr(self, entry: Any, name: bytes) -> bytes: ...
 

@@ -45,14 +45,14 @@ def _answer(ctx: Context, inode: Inode, request: requests.Read, plus: bool) -> R
     if rows is None:
         if ctx.tree.attributes(inode.entry).size >= _LARGE:
             return _list_later(ctx, inode, request, plus)
-        rows = _sorted(ctx.tree.listing(inode.entry))
+        rows = _sorted(ctx.tree.listing(inode.entry, ctx.tree.path(inode.entry)))
         ctx.listings[inode] = rows
     return _pack(ctx, inode, rows, request, plus)
 
 
 def _list_later(ctx: Context, inode: Inode, request: requests.Read, plus: bool) -> Later:
-    ctx.tree.path(inode.entry)  # found and checked here; the worker only reads it
-    rows: list[Row] = yield lambda: _sorted(ctx.tree.listing(inode.entry))
+    held = ctx.tree.path(inode.entry)  # found and checked here; the worker holds it, whatever is evicted meanwhile
+    rows: list[Row] = yield lambda: _sorted(ctx.tree.listing(inode.entry, held))
     ctx.listings[inode] = rows
     return _pack(ctx, inode, rows, request, plus)
 
