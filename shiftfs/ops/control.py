@@ -58,6 +58,8 @@ def _report(ctx: Context, header: Header, request: requests.Ioctl) -> Payload:
     """For root as the mount sees it, and for whoever mounted."""
     if header.uid not in (0, ctx.owner):
         raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+    if len(request.data) != REPORT_SIZE:
+        raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
     which, offset = REPORT_IN.unpack_from(request.data)
     if which >= len(REPORTS):
         raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
