@@ -54,6 +54,8 @@ class Channel:
 
     def send(self, header: bytes, payload: bytes | bytearray | memoryview) -> None:
         """Write one reply. A request that was interrupted meanwhile (ENOENT) and a mount that is gone need none."""
+        if self.fd < 0:
+            return  # closed while a worker was at the request
         try:
             if payload:
                 os.writev(self.fd, (header, payload))
@@ -65,6 +67,8 @@ class Channel:
 
     def notify(self, message: bytes) -> None:
         """Write one notice; the kernel may block. An inode or name that it no longer has (ENOENT) needs none."""
+        if self.fd < 0:
+            return
         with contextlib.suppress(FileNotFoundError):
             try:
                 os.write(self.fd, message)

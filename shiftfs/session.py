@@ -150,6 +150,8 @@ class Session:
         raise OSError(errno.ENOSYS, "not served")
 
     def _init(self, unique: int, offer: requests.Init) -> None:
+        if self.negotiated is not None:
+            raise OSError(errno.EINVAL, "negotiated already")
         if offer.major > abi.MAJOR:
             self._channel.send(negotiation.encode_version_only(unique), b"")
             return
@@ -168,7 +170,10 @@ class Session:
         self.on_ready()
 
     def _answer(self, header: Header, began: int, payload: Payload) -> None:
-        self._channel.send(replies.header(header.unique, len(payload)), payload)
+        try:
+            self._channel.send(replies.header(header.unique, len(payload)), payload)
+        except OSError as error:  # it does not fit the request, which the kernel has failed then (fuse_dev_do_write)
+            self._log(f"{_describe(header)}: the kernel did not take the answer: {error}")
         self.counters[header.opcode].add(time.perf_counter_ns() - began)
         if self._trace is not None:
             self._trace(f"{_describe(header)} -> {len(payload)} bytes")
@@ -204,6 +209,9 @@ class Session:
         except Exception as failure:
             if self._finished(header):
                 self._fail(header, waiting.began, failure)
+            # One that was thrown in refers through its frames to itself, and to all that its call held; collections
+            # are rare here.
+            failure.__traceback__ = None
         else:
             self._loop.submit(call, lambda result, error: self._step(waiting, result, error))
 
@@ -242,7 +250,9 @@ def _describe(header: Header) -> str:
 
 
 def is_being_killed(pid: int) -> bool:
-    """Has the thread a SIGKILL pending (proc(5), SigPnd and ShdPnd)?"""
+    """Has the thread a SIGKILL pending (proc(5), SigPnd and ShdPnd)? 0 is one outside our pid namespace: not known."""
+    if pid == 0:
+        return False
     try:
         with open(f"/proc/{pid}/status", "rb") as lines:
             for line in lines:

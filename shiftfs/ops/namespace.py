@@ -1,5 +1,6 @@
 """Handlers of names: lookup and forget, creation, removal, rename, links. Loop thread; none of them waits."""
 
+import contextlib
 import stat
 from typing import Final
 
@@ -45,11 +46,16 @@ def _drop(ctx: Context, nodeid: int, count: int) -> None:
     if inode is None:
         return
     ctx.listings.pop(inode, None)
-    entry = inode.entry
-    if inode.unlinked and ctx.tree.attributes(entry).blocks > _LARGE:
-        held = [ctx.tree.path(entry)]
-        ctx.aside(held.clear)  # the last reference goes on the worker, and with it the file's blocks
-    ctx.tree.release(entry)
+    if inode.unlinked:
+        _free_aside(ctx, inode)
+    ctx.tree.release(inode.entry)
+
+
+def _free_aside(ctx: Context, inode: Inode) -> None:
+    with contextlib.suppress(OSError):  # whatever the layer says, the rest of a batch is to be forgotten too
+        if ctx.tree.attributes(inode.entry).blocks > _LARGE:
+            held = [ctx.tree.path(inode.entry)]
+            ctx.aside(held.clear)  # the last reference goes on the worker, and with it the file's blocks
 
 
 def readlink(ctx: Context, header: Header, request: requests.Readlink) -> Payload:
