@@ -103,11 +103,12 @@ class Layer:
 
     def _learn(self, device: int, directory: int, name: bytes) -> bool:
         """Do birth times tell inodes apart on this device? On overlayfs they change at copy-up."""
-        fd = os.open(name or b".", _NOFOLLOW, dir_fd=directory)
+        fd = os.open(name, _NOFOLLOW, dir_fd=directory) if name else directory
         try:
             answer = files.filesystem_type(fd) != _OVERLAYFS
         finally:
-            os.close(fd)
+            if name:
+                os.close(fd)
         self._has_births[device] = answer
         return answer
 
