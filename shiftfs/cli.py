@@ -36,6 +36,7 @@ _SPARE_DESCRIPTORS: Final = 256
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command. Returns its exit status: 0 once the mount serves, 1 for what cannot be mounted, 2 for bad usage."""
+    _open_streams()
     program = os.path.basename(sys.argv[0]) if argv is None else "shiftfs"
     try:
         parsed = parse_command_line(sys.argv[1:] if argv is None else argv, program=program, is_root=os.geteuid() == 0)
@@ -54,6 +55,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _serve(parsed, None)
     daemon = Daemon.fork()
     return _serve(parsed, daemon)
+
+
+def _open_streams() -> None:
+    """Whoever starts us with a standard stream closed (a boot script may) must not have a descriptor of ours in its
+    place, which would be taken for the stream and overwritten."""
+    null = os.open("/dev/null", os.O_RDWR)  # the lowest number that is free
+    while null <= 2:
+        null = os.dup(null)
+    os.close(null)
 
 
 def _complain(message: str, code: int) -> int:

@@ -5,7 +5,6 @@ Owns the pipe between the command and the daemon. Main thread, before any other 
 
 import contextlib
 import os
-import sys
 from typing import Final, NoReturn
 
 _READY: Final = b"\0"
@@ -54,7 +53,6 @@ def _wait(pipe: int) -> NoReturn:
         said += chunk
         if said == _READY:
             os._exit(0)
-    text = said.decode(errors="surrogateescape") or "shiftfs: the daemon ended before the mount was served\n"
-    sys.stderr.write(text)
-    sys.stderr.flush()
+    # Not by sys.stderr, which is None if there was no standard error to begin with.
+    os.write(2, said or b"shiftfs: the daemon ended before the mount was served\n")
     os._exit(1)
