@@ -18,14 +18,13 @@ def make_socket(path: Path) -> None:
 
 def make_tmpfile(path: Path, mode: int = 0o644) -> None:
     """An unnamed file that is given its name afterwards."""
-    above = os.open(path.parent, os.O_PATH)
     fd = os.open(path.parent, os.O_TMPFILE | os.O_RDWR, mode)
     try:
         # Python follows the source only when given a directory's descriptor: else it calls link(2), which never does.
-        os.link(f"/proc/self/fd/{fd}", path.name, dst_dir_fd=above)
+        # The path is absolute, so which descriptor does not matter.
+        os.link(f"/proc/self/fd/{fd}", path, dst_dir_fd=fd)
     finally:
         os.close(fd)
-        os.close(above)
 
 
 MAKERS: dict[str, Callable[[Path], object]] = {
