@@ -26,6 +26,7 @@ _CACHE_DIR: Final = int(FOpen.CACHE_DIR)
 _NO_FLUSH: Final = int(FOpen.NOFLUSH)
 _SCHEDULE: Final = int(PollFlag.SCHEDULE_NOTIFY)
 _ALWAYS_READY: Final = select.POLLIN | select.POLLOUT | select.POLLRDNORM | select.POLLWRNORM
+_CHANGED: Final = select.POLLPRI | select.POLLERR
 _OWN_FLAGS: Final = os.O_ACCMODE | os.O_APPEND
 
 
@@ -33,12 +34,13 @@ class OpenFile:
     """What a file handle stands for. `descriptor` is its own one, if any; `kept` keeps the inode's alive, so that a
     file deleted behind the mount stays readable, as long as there are not too many of them."""
 
-    __slots__ = ("descriptor", "kept", "stop_watching", "writable")
+    __slots__ = ("changed", "descriptor", "kept", "stop_watching", "writable")
 
     def __init__(self, descriptor: Descriptor | None, kept: Descriptor | None, writable: bool) -> None:
         self.descriptor = descriptor
         self.kept = kept
         self.writable = writable
+        self.changed = False
         self.stop_watching: Callable[[], None] | None = None
 
 
@@ -148,6 +150,9 @@ def poll(ctx: Context, header: Header, request: requests.Poll) -> Payload:
     waiting = select.poll()
     waiting.register(opened.descriptor.fd, request.events)
     ready = dict(waiting.poll(0)).get(opened.descriptor.fd, 0)
+    if opened.changed:
+        ready |= _CHANGED & (request.events | select.POLLERR)
+        opened.changed = False
     if request.flags & _SCHEDULE and opened.stop_watching is None:
         _wake_later(ctx, opened, opened.descriptor, request.kh)
     return replies.poll(ready)
@@ -159,6 +164,8 @@ def _wake_later(ctx: Context, opened: OpenFile, descriptor: Descriptor, kh: int)
     def happened() -> None:
         stop()
         opened.stop_watching = None
+        # /proc/PID/mounts tells of a change once only, and has told our own epoll (kernel fs/proc_namespace.c).
+        opened.changed = True
         ctx.notify(notices.poll_wakeup(kh))
 
     try:

@@ -50,6 +50,12 @@ def fallocate(fd: int, mode: int, offset: int, length: int) -> None:
     _checked(_libc.fallocate(fd, mode, ctypes.c_int64(offset), ctypes.c_int64(length)))
 
 
+def unshare_mounts() -> None:
+    """A mount namespace of its own for this process; what it mounts goes with it. For a child."""
+    _checked(_libc.unshare(0x20000))
+    _checked(_libc.mount(None, b"/", None, ctypes.c_ulong(0x40000 | 0x4000), None))  # private, recursively
+
+
 def syncfs(fd: int) -> None:
     _checked(_libc.syncfs(fd))
 

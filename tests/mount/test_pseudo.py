@@ -1,0 +1,224 @@
+"""Files whose size is 0 although they have content: procfs, sysfs, cgroup2, by themselves and inside another tree."""
+
+import os
+import select
+import subprocess
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import pytest
+
+from harness import Mount, mounted, newest_mount, open_directory, run, unmount
+from harness.calls import birth_time, drop_dentries, in_child, opened, unshare_mounts
+
+PROC = ["version", "cpuinfo", "filesystems", "sys/kernel/ostype", "sys/fs/file-max", "1/status", "kallsyms"]
+
+
+@contextmanager
+def bound(source: Path, target: Path) -> Iterator[None]:
+    run(["mount", "--bind", source, target])
+    entry = newest_mount(target)
+    try:
+        yield
+    finally:
+        unmount(entry)
+
+
+@pytest.fixture(scope="module")
+def proc() -> Iterator[Mount]:
+    with mounted(Path("/proc")) as mount:
+        yield mount
+
+
+def test_open_is_served_where_sizes_lie(proc: Mount, tmp_path: Path) -> None:
+    assert proc.status()["options"]["open"] == "serve"
+    with mounted(tmp_path) as plain:
+        assert plain.status()["options"]["open"] == "refuse"
+
+
+@pytest.mark.parametrize("name", PROC)
+def test_a_file_of_procfs_is_read_in_full(proc: Mount, name: str) -> None:
+    assert (proc.path / name).stat().st_size == 0
+    real = (Path("/proc") / name).read_bytes()
+    seen = (proc.path / name).read_bytes()
+    if name in ("1/status", "cpuinfo"):  # these change by themselves
+        assert seen.splitlines()[:3] == real.splitlines()[:3]
+        assert len(seen.splitlines()) == len(real.splitlines())
+    else:
+        assert seen == real
+
+
+def test_a_long_file_is_read_in_any_pieces(proc: Mount) -> None:
+    real = Path("/proc/kallsyms").read_bytes()
+    with opened(proc.path / "kallsyms") as fd:
+        for size in (100, 4096, 200_000):
+            assert os.pread(fd, size, 0) == real[:size]
+            os.lseek(fd, 0, os.SEEK_SET)
+            pieces = []
+            while sum(map(len, pieces)) < 300_000 and (piece := os.read(fd, size)):
+                pieces.append(piece)
+            content = b"".join(pieces)
+            assert content == real[: len(content)]
+
+
+def test_each_open_reads_the_present(proc: Mount) -> None:
+    with subprocess.Popen(["cat"], stdin=subprocess.PIPE) as child:
+        path = proc.path / str(child.pid) / "oom_score_adj"
+        real = Path("/proc") / str(child.pid) / "oom_score_adj"
+        for value in ("10", "200"):
+            real.write_text(value)
+            assert path.read_text() == f"{value}\n"
+        path.write_text("300")
+        assert real.read_text() == "300\n"
+        with opened(path) as fd:
+            assert os.pread(fd, 100, 0) == b"300\n"
+            real.write_text("301")
+            assert os.pread(fd, 100, 0) == b"301\n"
+        assert child.stdin is not None
+        child.stdin.close()
+        child.wait(10)
+    with pytest.raises(FileNotFoundError):
+        (Path("/proc") / str(child.pid) / "comm").read_text()
+    drop_dentries()
+    assert not path.exists()
+
+
+def test_an_invalid_value_is_refused_as_by_the_kernel(proc: Mount) -> None:
+    with opened(proc.path / "self" / "oom_score_adj") as fd:
+        assert os.read(fd, 10)
+    with subprocess.Popen(["cat"], stdin=subprocess.PIPE) as child:
+        with pytest.raises(OSError, match="Invalid argument"):
+            (proc.path / str(child.pid) / "oom_score_adj").write_text("not a number")
+        assert child.stdin is not None
+        child.stdin.close()
+
+
+@pytest.mark.parametrize("via", ["mount", "procfs itself"])
+def test_a_change_of_the_mounts_wakes_who_polls(proc: Mount, tmp_path: Path, via: str) -> None:
+    """In a mount namespace of its own, where nobody else mounts meanwhile."""
+    root = proc.path if via == "mount" else Path("/proc")
+
+    def poll_while_mounts_come_and_go() -> list[int]:
+        unshare_mounts()
+        with opened(root / str(os.getpid()) / "mounts") as fd:
+            poller = select.poll()
+            poller.register(fd, select.POLLPRI)
+            seen = [len(poller.poll(0))]
+            for command in (["mount", "--bind"], ["umount"]):
+                run([*command, *[tmp_path] * len(command)])
+                seen += [sum(event for _, event in poller.poll(10_000)), len(poller.poll(50))]
+            return seen
+
+    woken = select.POLLPRI | select.POLLERR
+    assert in_child(poll_while_mounts_come_and_go) == [0, woken, 0, woken, 0]
+
+
+def test_who_already_polls_is_woken(proc: Mount, tmp_path: Path) -> None:
+    with opened(proc.path / str(os.getpid()) / "mounts") as fd:
+        poller = select.poll()
+        poller.register(fd, select.POLLPRI)
+        with subprocess.Popen(["sh", "-c", 'sleep 0.2; mount --bind "$0" "$0"; umount "$0"', tmp_path]):
+            assert poller.poll(10_000)
+
+
+def test_what_has_no_poll_is_always_ready(proc: Mount) -> None:
+    with opened(proc.path / "version") as fd:
+        poller = select.poll()
+        poller.register(fd, select.POLLIN)
+        assert poller.poll(0) == [(fd, select.POLLIN)]
+
+
+def test_listings_of_procfs(proc: Mount) -> None:
+    seen = {name for name in os.listdir(proc.path) if not name.isdigit()}
+    assert seen == {name for name in os.listdir("/proc") if not name.isdigit()}
+    assert str(os.getpid()) in os.listdir(proc.path)
+    with subprocess.Popen(["cat"], stdin=subprocess.PIPE) as child:
+        assert str(child.pid) in os.listdir(proc.path)
+        assert child.stdin is not None
+        child.stdin.close()
+
+
+def test_sysfs_is_read_in_full() -> None:
+    with mounted(Path("/sys/kernel")) as mount:
+        assert mount.status()["options"]["open"] == "serve"
+        for name in ("uevent_seqnum", "fscaps", "mm/transparent_hugepage/enabled"):
+            real = Path("/sys/kernel") / name
+            if real.exists():
+                assert (mount.path / name).read_bytes() == real.read_bytes()
+
+
+@pytest.fixture(scope="module")
+def cgroups() -> Iterator[tuple[Mount, Path]]:
+    """A cgroup2 tree of one's own, below the real one."""
+    place = open_directory("cgroup2-")
+    with ExitStack() as stack:
+        stack.callback(place.rmdir)
+        run(["mount", "-t", "cgroup2", "none", place])
+        stack.callback(unmount, newest_mount(place))
+        own = place / f"shiftfs-test-{os.getpid()}"
+        own.mkdir()
+        stack.callback(own.rmdir)
+        yield stack.enter_context(mounted(own)), own
+
+
+def test_cgroup_files_are_read_in_full(cgroups: tuple[Mount, Path]) -> None:
+    mount, real = cgroups
+    assert mount.status()["options"]["open"] == "serve"
+    for name in ("cgroup.events", "cgroup.stat", "cgroup.type", "cgroup.max.depth"):
+        assert (mount.path / name).read_text() == (real / name).read_text() != ""
+
+
+def test_groups_come_and_go(cgroups: tuple[Mount, Path]) -> None:
+    mount, real = cgroups
+    (mount.path / "group").mkdir()
+    assert (real / "group/cgroup.procs").exists()
+    assert sorted(os.listdir(mount.path / "group")) == sorted(os.listdir(real / "group"))
+    (mount.path / "group/cgroup.max.depth").write_text("3")
+    assert (real / "group/cgroup.max.depth").read_text() == "3\n"
+    with subprocess.Popen(["cat"], stdin=subprocess.PIPE) as child:
+        (mount.path / "group/cgroup.procs").write_text(str(child.pid))
+        assert (mount.path / "group/cgroup.procs").read_text() == f"{child.pid}\n"
+        assert "populated 1" in (mount.path / "group/cgroup.events").read_text()
+        with pytest.raises(OSError, match="busy"):
+            (mount.path / "group").rmdir()
+        assert child.stdin is not None
+        child.stdin.close()
+        child.wait(10)
+    (mount.path / "group").rmdir()
+    assert not (real / "group").exists()
+    (real / "other").mkdir()
+    assert (mount.path / "other").is_dir()
+    (real / "other").rmdir()
+
+
+def test_cgroup_events_wake_who_polls(cgroups: tuple[Mount, Path]) -> None:
+    mount, real = cgroups
+    (real / "polled").mkdir()
+    with opened(mount.path / "polled/cgroup.events") as fd:
+        assert b"populated 0" in os.read(fd, 1000)
+        poller = select.poll()
+        poller.register(fd, select.POLLPRI)
+        assert poller.poll(0) == []
+        with subprocess.Popen(["cat"], stdin=subprocess.PIPE) as child:
+            (real / "polled/cgroup.procs").write_text(str(child.pid))
+            assert poller.poll(10_000)
+            assert b"populated 1" in os.pread(fd, 1000, 0)
+            assert child.stdin is not None
+            child.stdin.close()
+            child.wait(10)
+        assert poller.poll(10_000)
+    (real / "polled").rmdir()
+
+
+def test_a_pseudo_filesystem_inside_an_ordinary_tree(tmp_path: Path) -> None:
+    """What a container's root looks like: open=auto sees it, and ordinary files beside it are cached as ever."""
+    (tmp_path / "proc").mkdir()
+    (tmp_path / "file").write_text("content")
+    with bound(Path("/proc"), tmp_path / "proc"), mounted(tmp_path) as mount:
+        assert mount.status()["options"]["open"] == "serve"
+        assert (mount.path / "proc/version").read_bytes() == Path("/proc/version").read_bytes()
+        assert (mount.path / "file").read_text() == "content"
+        assert os.stat(mount.path / "proc").st_ino != os.stat(mount.path / "file").st_ino
+        assert os.stat(mount.path / "proc").st_dev == os.stat(mount.path / "file").st_dev
+        assert birth_time(mount.path / "proc/version") == birth_time(Path("/proc/version"))
