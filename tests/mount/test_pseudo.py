@@ -55,7 +55,7 @@ def test_a_long_file_is_read_in_any_pieces(proc: Mount) -> None:
         for size in (100, 4096, 200_000):
             assert os.pread(fd, size, 0) == real[:size]
             os.lseek(fd, 0, os.SEEK_SET)
-            pieces = []
+            pieces: list[bytes] = []
             while sum(map(len, pieces)) < 300_000 and (piece := os.read(fd, size)):
                 pieces.append(piece)
             content = b"".join(pieces)
