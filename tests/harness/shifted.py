@@ -99,10 +99,10 @@ def mounted(
     limits = [] if descriptors is None else ["prlimit", f"--nofile={descriptors}:{descriptors}"]
     args = [*_prefix(user), *limits, *SHIFTFS, *(["-f"] if foreground else [])]
     args += [*(["-o", ",".join(options)] if options else []), str(source), str(path)]
-    known = {entry.mount_id for entry in mount_table()}
+    known = set(mount_table())  # not the ids alone: another's mount goes meanwhile, and ours gets its id
     with _in_foreground(args, path, known) if foreground else _daemonized(args):
         mount = Mount(source, path, newest_mount(path), user)
-        assert mount.entry.mount_id not in known, f"the command returned, and mounted nothing at {path}"
+        assert mount.entry not in known, f"the command returned, and mounted nothing at {path}"
         started = ""
         try:
             mount.pid = int(mount.status()["pid"])
@@ -124,9 +124,9 @@ def _daemonized(args: Sequence[str]) -> Iterator[None]:
 
 
 @contextmanager
-def _in_foreground(args: Sequence[str], path: Path, known: set[int]) -> Iterator[None]:
+def _in_foreground(args: Sequence[str], path: Path, known: set[MountEntry]) -> Iterator[None]:
     def ended_or_mounted() -> bool:
-        fresh = (entry for entry in mount_table() if entry.mount_id not in known)
+        fresh = (entry for entry in mount_table() if entry not in known)
         return process.poll() is not None or any(entry.path == str(path) for entry in fresh)
 
     with tempfile.TemporaryFile() as output:
