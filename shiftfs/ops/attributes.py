@@ -25,12 +25,15 @@ _MTIME_NOW: Final = int(Fattr.MTIME_NOW)
 _KILL_SUIDGID: Final = int(Fattr.KILL_SUIDGID)
 _OWNER: Final = _UID | _GID
 _TIMES: Final = _ATIME | _MTIME | _ATIME_NOW | _MTIME_NOW
+_ANYTHING: Final = _SIZE | _MODE | _OWNER | _TIMES
 
 _LARGE: Final = 8192
 """Blocks of 512 bytes from which on a truncation is left to a worker."""
 
 _STATX_BASIC: Final = files.STATX_BASIC_STATS
 _NO_OWNER: Final = 0xFFFFFFFF
+_UNCHANGED: Final = 0xFFFFFFFF
+"""The id that chown(2) takes for `as it is`."""
 
 
 def getattr(ctx: Context, header: Header, request: requests.Getattr) -> Payload:
@@ -63,7 +66,7 @@ def setattr(ctx: Context, header: Header, request: requests.Setattr) -> Result:
 def _change(ctx: Context, request: requests.Setattr, before: Attributes) -> Change | None:
     """What to do besides truncating, in real ids; None for nothing. EOVERFLOW and EPERM before anything is done."""
     valid = request.valid
-    if valid & (_OWNER | _MODE):
+    if valid & (_OWNER | _MODE) or not valid & _ANYTHING:
         ctx.refuse_unmapped_owner(before)
     mode = request.mode if valid & _MODE else None
     if valid & _KILL_SUIDGID and mode is None:
@@ -72,6 +75,9 @@ def _change(ctx: Context, request: requests.Setattr, before: Attributes) -> Chan
     gid = ctx.gids.real[request.gid] if valid & _GID else None
     if _NO_OWNER in (uid, gid):
         raise OSError(errno.EOVERFLOW, os.strerror(errno.EOVERFLOW))
+    if not valid & _ANYTHING:
+        # What arrives of chown(-1, -1). On Linux it moves the change time, so the layer is asked to do just that.
+        uid = gid = _UNCHANGED
     atime = mtime = None
     if valid & _TIMES:
         atime = _time(valid & _ATIME_NOW, valid & _ATIME, request.atime, request.atimensec)
