@@ -1,0 +1,177 @@
+"""Runs an already built pjdfstest on a plain directory and on mounts of one, and compares them test by test.
+
+    python tests/conformance.py --suite /path/to/pjdfstest [--only rename] [--layer xfs] [--mount "map, open=serve"]
+
+The plain directory says what the kernel and the layer's filesystem do; a test on a mount has to end as it does there.
+Prints the table of docs/conformance.md and each deviation; exit status 1 if there is one. Needs root. Builds nothing.
+"""
+
+import argparse
+import re
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+from harness import environment, loop_filesystem, mounted, open_directory, run
+from harness.leftovers import remove_all
+
+FIRST_REAL_ID = 100000
+MAP = tuple(f"{kind}mapping={FIRST_REAL_ID}:0:65536" for kind in ("uid", "gid"))
+"""Everything that the suite does as one of its ids, root and the nobodies among them, is another's on the layer."""
+
+FILE_LIMIT = 300.0  # seconds; the slowest file sleeps for half a minute
+LAYER_MB = 400
+PLAN = re.compile(r"1\.\.(\d+)")
+RESULT = re.compile(r"(?:not )?ok (\d+)\b")
+TO_DO = re.compile(r"# TODO\b")
+
+
+class Configuration(NamedTuple):
+    """How a directory is mounted; `options` is None for the plain directory."""
+
+    name: str
+    options: tuple[str, ...] | None
+    owner: int = 0
+
+
+def configurations() -> list[Configuration]:
+    """The plain directory first, then every combination of what changes which requests the process sees."""
+    found = [Configuration("native", None)]
+    for timeout in ("1", "3600"):
+        for opening in ("auto", "serve"):
+            for mapped in (False, True):
+                name = f"{'map' if mapped else 'no map'}, open={opening}, timeout={timeout}"
+                options = (*(MAP if mapped else ()), f"open={opening}", f"timeout={timeout}")
+                found.append(Configuration(name, options, FIRST_REAL_ID if mapped else 0))
+    return found
+
+
+class Results(NamedTuple):
+    """What one run said: each test's line by file and number, and which of them begin with `ok`."""
+
+    lines: dict[tuple[str, int], str]
+    passed: frozenset[tuple[str, int]]
+
+
+class Suite:
+    """A built suite, or the part of it whose path contains `only`."""
+
+    def __init__(self, root: Path, only: str, layer: str, helpers: Path) -> None:
+        program, tests = root / "pjdfstest", root / "tests"
+        if not program.is_file() or not tests.is_dir():
+            raise SystemExit(f"{root}: not a built pjdfstest (no {program.name} or no tests/ in it); build it first")
+        self.files = sorted(path for path in tests.rglob("*.t") if only in str(path.relative_to(tests)))
+        if not self.files:
+            raise SystemExit(f"--only {only}: no test file's path contains this")
+        self._tests = tests
+        self._environment = {**environment(), "PATH": f"{_df_that_says(layer, helpers)}:{environment()['PATH']}"}
+
+    def run(self, directory: Path, jobs: int) -> Results:
+        """Run all files, each in a directory of its own, `jobs` at a time: most of the time they sleep."""
+        lines: dict[tuple[str, int], str] = {}
+        with ThreadPoolExecutor(jobs) as pool:
+            outputs = pool.map(lambda path: self._run(path, directory), self.files)
+            for path, output in zip(self.files, outputs, strict=True):
+                name = str(path.relative_to(self._tests))
+                lines |= {(name, number): line for number, line in parse(output)}
+        return Results(lines, frozenset(test for test, line in lines.items() if line.startswith("ok")))
+
+    def _run(self, path: Path, directory: Path) -> str:
+        own = directory / "-".join(path.relative_to(self._tests).parts)
+        own.mkdir(mode=0o755)
+        return run(["sh", path], cwd=own, env=self._environment, limit=FILE_LIMIT, check=False).stdout
+
+
+def _df_that_says(kind: str, helpers: Path) -> Path:
+    """The suite asks df(1) for the kind of filesystem, and leaves tests out where it does not know that kind. A mount
+    is held to all that its layer does, so it is told the layer's kind."""
+    program = helpers / "df"
+    program.write_text(f"#!/bin/sh\necho 'layer {kind} 1 1 1 1% /'\n")
+    program.chmod(0o755)
+    return helpers
+
+
+def parse(output: str) -> Iterator[tuple[int, str]]:
+    """The tests of one file, by number. What was planned and not run has failed; so has a file without a plan."""
+    planned, found = 1, dict[int, str]()
+    for line in output.splitlines():
+        if plan := PLAN.fullmatch(line.strip()):
+            planned = int(plan[1])
+        elif result := RESULT.match(line):
+            found[int(result[1])] = line
+    for number in range(1, max([planned, *found]) + 1):
+        yield number, found.get(number, "not ok - planned, and not run")
+
+
+@contextmanager
+def prepared(configuration: Configuration, layer: Path) -> Iterator[Path]:
+    """A directory to run in: on the layer itself, or a mount of one."""
+    with tempfile.TemporaryDirectory(dir=layer) as name:
+        source = Path(name)
+        source.chmod(0o755)
+        if configuration.options is None:
+            yield source
+            return
+        shutil.chown(source, configuration.owner, configuration.owner)
+        with mounted(source, None, *configuration.options) as mount:
+            yield mount.path
+
+
+def deviations(native: Results, other: Results) -> list[str]:
+    """Tests that begin otherwise on the mount than on the plain directory, with what they say there. So do tests count
+    that the suite marks as ones to do, though prove(1) passes them either way: it is the same kernel."""
+    differing = sorted(native.passed ^ other.passed)
+    return [f"{file}: {other.lines.get((file, number), f'{number} not run')}" for file, number in differing]
+
+
+def row(name: str, results: Results, native: Results) -> str:
+    not_ok = [line for line in results.lines.values() if not line.startswith("ok")]
+    to_do = sum(bool(TO_DO.search(line)) for line in not_ok)
+    numbers = (len(results.lines), len(results.passed), to_do, len(not_ok) - to_do, len(deviations(native, results)))
+    return f"| {name} | {' | '.join(map(str, numbers))} |"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--suite", type=Path, required=True, help="directory in which pjdfstest has been built")
+    parser.add_argument("--only", default="", help="only test files whose path contains this: rename, chown/00.t")
+    parser.add_argument("--mount", default="", help="only mounts whose name contains this, as the table has it")
+    parser.add_argument("--layer", default="ext4", choices=("ext4", "xfs", "btrfs"), help="filesystem beneath")
+    parser.add_argument("--jobs", type=int, default=4, help="test files at a time")
+    arguments = parser.parse_args()
+    area = open_directory("shiftfs-conformance-")
+    tempfile.tempdir = str(area)
+    try:
+        return compare(arguments)
+    finally:
+        left = remove_all(area)
+        shutil.rmtree(area)
+        if left:
+            print(f"left behind, and removed: {left}", file=sys.stderr)
+
+
+def compare(arguments: argparse.Namespace) -> int:
+    native: Results | None = None
+    found: list[str] = []
+    suite = Suite(arguments.suite.resolve(), arguments.only, arguments.layer, open_directory("bin-"))
+    print(f"| on {arguments.layer} | tests | ok | to do | failed | other than native |\n|---|---|---|---|---|---|")
+    with loop_filesystem(arguments.layer, LAYER_MB) as layer:
+        for configuration in configurations():
+            if native is not None and arguments.mount not in configuration.name:
+                continue
+            with prepared(configuration, layer) as directory:
+                results = suite.run(directory, arguments.jobs)
+                native = native or results
+                print(row(configuration.name, results, native), flush=True)
+            found += [f"{configuration.name}: {line}" for line in deviations(native, results)]
+    print("\n".join(found))
+    return 1 if found else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
