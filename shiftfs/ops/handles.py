@@ -68,8 +68,14 @@ def _opened(ctx: Context, inode: Inode, flags: int) -> Generator[Work, Any, tupl
         if not (writable and flags & os.O_APPEND):
             raise
         kept = yield from files.opened_to_append(ctx, inode)
-    answer = _KEEP_CACHE if writable else _KEEP_CACHE | _NO_FLUSH
+    answer = _cached(flags) if writable else _KEEP_CACHE | _NO_FLUSH
     return _handle(ctx, OpenFile(None, kept, writable)), answer
+
+
+def _cached(flags: int) -> int:
+    """Through the page cache a write that crosses a page may come as two requests, and an appender on the layer may get
+    between them. Who opens to append alone neither reads nor maps, and loses nothing by going past the cache."""
+    return _DIRECT if flags & (os.O_ACCMODE | os.O_APPEND) == os.O_WRONLY | os.O_APPEND else _KEEP_CACHE
 
 
 def _handle(ctx: Context, opened: OpenFile) -> int:
@@ -95,7 +101,7 @@ def create(ctx: Context, header: Header, request: requests.Create) -> Result:
     if inode is not None and os.fstat(created.fd).st_ino == attributes.ino:
         ctx.tree.keep_data(inode.entry, created)
     fh = _handle(ctx, OpenFile(None, created, writable=True))
-    return replies.create(entry, replies.open(fh, _KEEP_CACHE))
+    return replies.create(entry, replies.open(fh, _cached(request.flags)))
 
 
 def release(ctx: Context, header: Header, request: requests.Release) -> Payload:
