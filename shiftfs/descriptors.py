@@ -4,6 +4,7 @@ An entry is found again by its last known name beneath its parent and checked ag
 behind the mount has moved it, by its file handle, or among its siblings. Never opens by a longer path. Loop thread.
 """
 
+import contextlib
 import errno
 import os
 import stat
@@ -108,12 +109,13 @@ class Descriptors:
             else:
                 if self._layer.look(found.fd, b"")[0] == entry.key:
                     return found
-        for name, number, _ in real.list_names(parent.fd):
-            if number == entry.key[1]:
-                found = self._take(lambda name=name: self._layer.open_path(parent.fd, name))  # type: ignore[misc]
-                if self._layer.look(found.fd, b"")[0] == entry.key:
-                    entry.name = name
-                    return found
+        with contextlib.suppress(FileNotFoundError):  # the parent is itself removed, or the name just now
+            for name, number, _ in real.list_names(parent.fd):
+                if number == entry.key[1]:
+                    found = self._take(lambda name=name: self._layer.open_path(parent.fd, name))  # type: ignore[misc]
+                    if self._layer.look(found.fd, b"")[0] == entry.key:
+                        entry.name = name
+                        return found
         raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
 
     def data(self, entry: Entry, writable: bool) -> Descriptor:
@@ -142,6 +144,8 @@ class Descriptors:
 
     def keep_data(self, entry: Entry, data: Descriptor) -> None:
         """Make this the entry's data descriptor; all who use the inode see the same file."""
+        if data.writable:
+            self._writers.setdefault(entry, time.monotonic())
         entry.data = data
         self._data.pop(entry, None)
         self._data[entry] = None
@@ -169,6 +173,12 @@ class Descriptors:
         if entry in self._pinned:
             self._pinned.discard(entry)
             self._paths[entry] = None
+
+    def unpin_if_found_again(self, entry: Entry) -> None:
+        """It has names left, none that we know: without this, removing many of many hard links would hold as many
+        descriptors. Where there are no handles, only as many as there may be paths are kept."""
+        if entry.handle is not None or len(self._pinned) > self._paths.maxsize:
+            self.unpin(entry)
 
     def adopt_unnamed(self, entry: Entry, path: Descriptor) -> None:
         """An inode that never had a name (O_TMPFILE)."""

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from typing import Final
 
 from . import layer as real
-from .descriptors import Descriptors, Entry
+from .descriptors import Descriptors, Entry, is_directory
 from .layer import Layer
 from .sys import files
 from .tree import Attributes, Change, Descriptor, Listed, RealKey, Space
@@ -40,7 +40,11 @@ class SourceTree:
         return Entry(directory, name, key)
 
     def found_at(self, entry: Entry, directory: Entry, name: bytes) -> None:
-        entry.parent = directory
+        if entry.parent is not directory:
+            if is_directory(entry.key) and _leads_through(directory, entry):
+                # Renames behind the mount; the way to `directory` is not yet known anew. A circle would have no end.
+                return
+            entry.parent = directory
         entry.name = name
         if entry.path is not None:
             self._held.unpin(entry)
@@ -126,7 +130,7 @@ class SourceTree:
     def unlink(self, directory: Entry, name: bytes, known: Entry | None) -> bool:
         with self._pinned_if_last_seen(known, directory, name):
             os.unlink(name, dir_fd=self._held.path(directory).fd)
-        return self._is_gone(known)
+        return self._has_gone(known)
 
     def rmdir(self, directory: Entry, name: bytes, known: Entry | None) -> None:
         with self._pinned_if_last_seen(known, directory, name):
@@ -143,7 +147,7 @@ class SourceTree:
             self.found_at(moved, to, new_name)
         if exchange and replaced is not None:
             self.found_at(replaced, directory, name)
-        return not exchange and self._is_gone(replaced)
+        return not exchange and self._has_gone(replaced)
 
     @contextlib.contextmanager
     def _pinned_if_last_seen(self, known: Entry | None, directory: Entry, name: bytes) -> Iterator[None]:
@@ -158,8 +162,14 @@ class SourceTree:
             self._held.unpin(known)
             raise
 
-    def _is_gone(self, known: Entry | None) -> bool:
-        return known is not None and known.path is not None and self.attributes(known).nlink == 0
+    def _has_gone(self, known: Entry | None) -> bool:
+        """Has the inode no name any more?"""
+        if known is None or known.path is None:
+            return False
+        if self.attributes(known).nlink == 0:
+            return True
+        self._held.unpin_if_found_again(known)
+        return False
 
     def change(self, entry: Entry, change: Change) -> None:
         real.change(self._held.path(entry).fd, change)
@@ -200,3 +210,13 @@ class SourceTree:
 
     def is_pseudo(self, fd: int) -> bool:
         return real.is_pseudo(fd)
+
+
+def _leads_through(directory: Entry, entry: Entry) -> bool:
+    """Does the way from the root to `directory`, as far as we know it, pass `entry`?"""
+    above: Entry | None = directory
+    while above is not None:
+        if above is entry:
+            return True
+        above = above.parent
+    return False
