@@ -20,15 +20,16 @@ OVERFLOW = 65534
 USER = Caller(100005, 200007)
 
 
-@pytest.fixture(scope="module")
-def apart() -> Iterator[Mount]:
-    with shifted_directory(*APART) as mount:
+# Files are created by other requests where OPEN is refused.
+@pytest.fixture(scope="module", params=["refuse", "serve"])
+def apart(request: pytest.FixtureRequest) -> Iterator[Mount]:
+    with shifted_directory(*APART, f"open={request.param}") as mount:
         yield mount
 
 
-@pytest.fixture(scope="module")
-def alike() -> Iterator[Mount]:
-    with shifted_directory(*ALIKE) as mount:
+@pytest.fixture(scope="module", params=["refuse", "serve"])
+def alike(request: pytest.FixtureRequest) -> Iterator[Mount]:
+    with shifted_directory(*ALIKE, f"open={request.param}") as mount:
         yield mount
 
 

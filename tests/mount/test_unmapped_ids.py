@@ -18,9 +18,9 @@ OVERFLOW = 65534
 UNMAPPED = 70000  # on the layer, and on the mount as well
 
 
-@pytest.fixture(scope="module")
-def mount() -> Iterator[Mount]:
-    with shifted_directory(*OPTIONS) as mount:
+@pytest.fixture(scope="module", params=["refuse", "serve"])
+def mount(request: pytest.FixtureRequest) -> Iterator[Mount]:
+    with shifted_directory(*OPTIONS, f"open={request.param}") as mount:
         yield mount
 
 
