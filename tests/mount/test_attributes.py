@@ -394,7 +394,7 @@ def test_set_id_bits_stay_when_root_writes(place: Place, what: str) -> None:
 
 
 @pytest.mark.parametrize("mode", [*MODES, 0o2666], ids=oct)
-@pytest.mark.parametrize("owner", [(USER, -1), (-1, USER), (USER, USER), (0, 0)])
+@pytest.mark.parametrize("owner", [(USER, -1), (-1, USER), (USER, USER), (0, 0), (-1, -1)])
 def test_set_id_bits_fall_with_chown(place: Place, mode: int, owner: tuple[int, int]) -> None:
     path = place.new("file")
     path.chmod(mode)
@@ -426,14 +426,6 @@ def test_file_capabilities_fall_with_any_write_and_with_chown(place: Place, what
         BY_A_USER[what](path)
     assert not has_capability(path)
     assert "security.capability" not in os.listxattr(place.layer / "file")
-
-
-def test_chown_to_nobody_takes_set_id_bits_away_on_a_disk_alone(place: Place) -> None:
-    """A limit: chown(2) with -1 twice clears them as well, but the kernel has nothing to send for that."""
-    path = place.new("file")
-    path.chmod(0o4777)
-    os.chown(path, -1, -1)
-    assert oct(stat.S_IMODE(path.stat().st_mode)) == oct(0o4777 if place.mount else 0o777)
 
 
 def test_file_capabilities_stay_otherwise(place: Place) -> None:
