@@ -35,11 +35,12 @@ class Credentials:
         wanted = (self._uids.real[uid], self._gids.real[gid])
         if UNMAPPED in wanted:
             raise OSError(errno.EOVERFLOW, os.strerror(errno.EOVERFLOW))
-        if wanted != self._own:
-            self._switch(wanted)
+        umask &= 0o777  # as umask(2) does; before the ids, so that nothing fails while they are the caller's
         if umask != self._umask:
             os.umask(umask)
             self._umask = umask
+        if wanted != self._own:
+            self._switch(wanted)
         return self
 
     def _switch(self, wanted: tuple[int, int]) -> None:
