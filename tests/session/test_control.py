@@ -1,0 +1,114 @@
+"""The private ioctl of reports: who may ask, and how a long one comes in parts."""
+
+import errno
+import os
+import struct
+from collections.abc import Iterator
+
+import pytest
+
+from harness.device import Answer, Served, served
+from harness.memory import MemoryTree
+from shiftfs.ops.control import REPORT, REPORT_IN, REPORT_OUT, REPORT_SIZE, REPORTS
+from shiftfs.wire.abi import ROOT_ID, Opcode
+
+RESULT = 16  # bytes of struct fuse_ioctl_out
+ROOM = REPORT_SIZE - REPORT_OUT.size
+
+
+class Reports:
+    """Counts how often each was made; long enough for three parts."""
+
+    def __init__(self) -> None:
+        self.made: list[str] = []
+
+    def __call__(self, name: str) -> bytes:
+        self.made.append(name)
+        return b"%s %d " % (name.encode(), len(self.made)) + bytes(2 * ROOM)
+
+
+@pytest.fixture
+def reports() -> Reports:
+    return Reports()
+
+
+@pytest.fixture
+def mount(reports: Reports) -> Iterator[Served]:
+    tree = MemoryTree()
+    tree.add(tree.root, b"directory", 0o040755)
+    with served(tree, report=reports) as running:
+        yield running
+    tree.close()
+
+
+def ask(
+    mount: Served, which: int = 0, offset: int = 0, *, uid: int = 0, nodeid: int = ROOT_ID, command: int = REPORT,
+    size: int = REPORT_SIZE,
+) -> Answer:  # fmt: skip
+    argument = REPORT_IN.pack(which, offset).ljust(size, b"\0")[:size]
+    body = struct.pack("@QIIQII", 0, 0, command, 0, len(argument), REPORT_SIZE) + argument
+    return mount.device.ask(Opcode.IOCTL, body, nodeid, uid=uid)
+
+
+def part(answer: Answer) -> tuple[int, bytes]:
+    """Total length and bytes."""
+    assert answer.errno == 0 and len(answer.payload) <= RESULT + REPORT_SIZE
+    (total,) = REPORT_OUT.unpack_from(answer.payload, RESULT)
+    return int(total), answer.payload[RESULT + REPORT_OUT.size :]
+
+
+def test_parts_are_of_one_report(mount: Served, reports: Reports) -> None:
+    total, first = part(ask(mount, 0))
+    found = first
+    while len(found) < total:
+        again, more = part(ask(mount, 0, len(found)))
+        assert again == total and more
+        found += more
+    assert len(found) == total and found.startswith(b"status 1 ")
+    assert reports.made == ["status"], "only offset 0 makes it anew"
+    assert part(ask(mount, 0, total)) == (total, b"")
+    assert part(ask(mount, 0, 2**32 - 1)) == (total, b"")
+    assert part(ask(mount, 0))[1].startswith(b"status 2 ")
+
+
+def test_one_does_not_disturb_the_other(mount: Served) -> None:
+    part(ask(mount, REPORTS.index("status")))
+    assert part(ask(mount, REPORTS.index("stats")))[1].startswith(b"stats 2 ")
+    assert part(ask(mount, REPORTS.index("status"), ROOM))[1] == bytes(ROOM)
+
+
+def test_a_later_part_before_the_first_makes_it(mount: Served, reports: Reports) -> None:
+    assert len(part(ask(mount, 1, ROOM))[1]) > 0
+    assert reports.made == ["stats"]
+
+
+@pytest.mark.parametrize("owner", [0, 1000])
+def test_for_root_and_whoever_mounted(mount: Served, owner: int, reports: Reports) -> None:
+    mount.session.context.owner = owner
+    tried = {uid: ask(mount, uid=uid).errno for uid in (0, 1000, 1001, 2**32 - 1)}
+    assert tried == {0: 0, 1000: 0 if owner else errno.EPERM, 1001: errno.EPERM, 2**32 - 1: errno.EPERM}
+    assert len(reports.made) == list(tried.values()).count(0), "none is made for those that are refused"
+
+
+@pytest.mark.parametrize("which", [len(REPORTS), 2**32 - 1])
+def test_unknown_report(mount: Served, which: int) -> None:
+    assert ask(mount, which).errno == errno.EINVAL
+
+
+@pytest.mark.parametrize("size", [0, 7, 8, REPORT_SIZE - 1])
+def test_argument_of_another_size(mount: Served, size: int) -> None:
+    assert ask(mount, size=size).errno == errno.EINVAL
+    assert mount.log == []
+
+
+@pytest.mark.parametrize("command", [REPORT, 0, 0x5413, REPORT + 1])
+def test_not_a_report_of_this_mount(mount: Served, command: int) -> None:
+    nodeid = mount.device.look(b"directory") if command == REPORT else ROOT_ID
+    assert ask(mount, nodeid=nodeid, command=command).errno == errno.ENOTTY
+
+
+def test_the_command_is_what_the_kernel_passes_on() -> None:
+    """_IOWR('S', 0xf5, char[REPORT_SIZE]): of a size that 14 bits hold, so that the kernel copies it all."""
+    assert REPORT >> 16 & 0x3FFF == REPORT_SIZE
+    assert REPORT >> 30 == 3 and REPORT & 0xFFFF == 0x53F5
+    assert os.sysconf("SC_PAGE_SIZE") * 256 > REPORT_SIZE
