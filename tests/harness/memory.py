@@ -130,6 +130,9 @@ class MemoryTree:
         self._called("path")
         return entry.content
 
+    def may_block(self, entry: Node) -> bool:
+        return False
+
     def data(self, entry: Node, writable: bool) -> Descriptor:
         self._called("data")
         return entry.content
