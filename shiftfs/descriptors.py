@@ -119,12 +119,17 @@ class Descriptors:
         raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
 
     def data(self, entry: Entry, writable: bool) -> Descriptor:
-        """The descriptor through which a regular file is read and, if `writable`, written."""
+        """The descriptor through which a regular file is read and, if `writable`, written.
+
+        BlockingIOError where opening it may take long: a lease, or a layer beyond the network.
+        """
         if writable:
             self._writers[entry] = time.monotonic()
         held = entry.data
         if held is not None and (held.writable or not writable):
             return held
+        if entry.key[0] in self._layer.remote:
+            raise BlockingIOError(errno.EWOULDBLOCK, os.strerror(errno.EWOULDBLOCK))
         path = self.path(entry)
         flags = os.O_RDWR if writable else os.O_RDONLY | self._noatime
         # Without O_NONBLOCK a lease on the layer would stop the loop (open(2), EWOULDBLOCK).

@@ -31,6 +31,24 @@ _PSEUDO: Final = frozenset(
 )
 """statfs(2) types of filesystems whose files have content and a size of 0."""
 
+_REMOTE: Final = frozenset(
+    {
+        0x65735546,  # FUSE
+        0x6969,  # NFS
+        0xFF534D42,  # CIFS
+        0xFE534D42,  # SMB 2
+        0x517B,  # SMB
+        0x01021997,  # 9p
+        0x00C36400,  # Ceph
+        0x5346414F,  # AFS
+        0x0BD00BD0,  # Lustre
+        0x47504653,  # GPFS
+        0x7461636F,  # OCFS2
+        0x01161970,  # GFS2
+    }
+)
+"""Filesystems that wait for another machine or process, for as long as it pleases."""
+
 PSEUDO_NAMES: Final = frozenset(
     {"proc", "sysfs", "cgroup", "cgroup2", "debugfs", "tracefs", "securityfs", "configfs", "selinuxfs", "pstore"}
 )
@@ -67,6 +85,8 @@ class Layer:
         self.root = Descriptor(opened, os.close)
         self._statx = files.StatxBuffer()
         self._has_births: dict[int, bool] = {}
+        self.remote: set[int] = set()
+        """Devices whose files may take any time to open, read or write."""
         self.device = self.look(opened, b"")[1].device
         self.opens_by_handle = self._try_handle()
 
@@ -102,14 +122,17 @@ class Layer:
         )
 
     def _learn(self, device: int, directory: int, name: bytes) -> bool:
-        """Do birth times tell inodes apart on this device? On overlayfs they change at copy-up."""
+        """A device seen for the first time: do birth times tell its inodes apart? On overlayfs they change at
+        copy-up."""
         fd = os.open(name, _NOFOLLOW, dir_fd=directory) if name else directory
         try:
-            answer = files.filesystem_type(fd) != _OVERLAYFS
+            kind = files.filesystem_type(fd)
         finally:
             if name:
                 os.close(fd)
-        self._has_births[device] = answer
+        if kind in _REMOTE:
+            self.remote.add(device)
+        answer = self._has_births[device] = kind != _OVERLAYFS
         return answer
 
     def open_path(self, directory: int, name: bytes) -> int:

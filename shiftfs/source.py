@@ -90,6 +90,9 @@ class SourceTree:
     def path(self, entry: Entry) -> Descriptor:
         return self._held.path(entry)
 
+    def may_block(self, entry: Entry) -> bool:
+        return entry.key[0] in self._layer.remote
+
     def data(self, entry: Entry, writable: bool) -> Descriptor:
         return self._held.data(entry, writable)
 
@@ -128,12 +131,12 @@ class SourceTree:
         return key, attributes, entry
 
     def unlink(self, directory: Entry, name: bytes, known: Entry | None) -> bool:
-        with self._pinned_if_last_seen(known, directory, name):
+        with self._pinned(known, directory, name):
             os.unlink(name, dir_fd=self._held.path(directory).fd)
         return self._has_gone(known)
 
     def rmdir(self, directory: Entry, name: bytes, known: Entry | None) -> None:
-        with self._pinned_if_last_seen(known, directory, name):
+        with self._pinned(known, directory, name):
             os.rmdir(name, dir_fd=self._held.path(directory).fd)
 
     def rename(
@@ -141,7 +144,7 @@ class SourceTree:
         replaced: Entry | None,
     ) -> bool:  # fmt: skip
         exchange = flags & files.RENAME_EXCHANGE
-        with self._pinned_if_last_seen(None if exchange else replaced, to, new_name):
+        with self._pinned(None if exchange else replaced, to, new_name):
             files.rename(self._held.path(directory).fd, name, self._held.path(to).fd, new_name, flags)
         if moved is not None:
             self.found_at(moved, to, new_name)
@@ -150,17 +153,22 @@ class SourceTree:
         return not exchange and self._has_gone(replaced)
 
     @contextlib.contextmanager
-    def _pinned_if_last_seen(self, known: Entry | None, directory: Entry, name: bytes) -> Iterator[None]:
-        """Keep hold of an inode before the name by which we would find it goes; let go if it stays after all."""
-        if known is None or known.parent is not directory or known.name != name:
-            yield
+    def _pinned(self, known: Entry | None, directory: Entry, name: bytes) -> Iterator[None]:
+        """Keep hold of an inode before a name of it goes; it may be the last, whatever name we saw last, as others may
+        have gone behind the mount. Let go if it stays after all."""
+        if known is None or (known.parent is not directory and is_directory(known.key)):
+            yield  # a directory has one name; one moved behind the mount might be above `directory` by what we know
             return
+        last_seen = known.parent, known.name
+        known.parent, known.name = directory, name
         self._held.pin(known)
         try:
             yield
         except OSError:
             self._held.unpin(known)
             raise
+        finally:
+            known.parent, known.name = last_seen
 
     def _has_gone(self, known: Entry | None) -> bool:
         """Has the inode no name any more?"""

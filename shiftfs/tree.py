@@ -134,10 +134,14 @@ class Tree(Protocol):
     def path(self, entry: Any) -> Descriptor:
         """An O_PATH descriptor of the very inode."""
 
+    def may_block(self, entry: Any) -> bool:
+        """Does the file's content lie beyond a network or another process?"""
+
     def data(self, entry: Any, writable: bool) -> Descriptor:
         """A descriptor for reading, or reading and writing, a regular file; shared by all who use the inode.
 
-        BlockingIOError where a lease on the layer would have to be broken first: then `open_waiting` on a worker.
+        BlockingIOError where a lease on the layer would have to be broken first, or where the file `may_block`: then
+        `open_waiting` on a worker.
         """
 
     def open_waiting(self, held: Descriptor, flags: int) -> Descriptor:

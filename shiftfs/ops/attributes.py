@@ -95,7 +95,7 @@ def _time(now: int, given: int, seconds: int, nanoseconds: int) -> tuple[int, in
 def _truncate(
     ctx: Context, inode: Inode, request: requests.Setattr, before: Attributes, change: Change | None
 ) -> Result:
-    if before.blocks > _LARGE:
+    if before.blocks > _LARGE or ctx.tree.may_block(inode.entry):
         return _truncate_later(ctx, inode, request.size, change)
     try:
         os.ftruncate(ctx.tree.data(inode.entry, True).fd, request.size)

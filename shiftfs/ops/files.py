@@ -28,6 +28,7 @@ _COPY_STEP: Final = 16 * 1024 * 1024
 _CACHE: Final = int(WriteFlag.CACHE)
 _KILL_SUIDGID: Final = int(WriteFlag.KILL_SUIDGID)
 _FDATASYNC: Final = int(FsyncFlag.FDATASYNC)
+_SYNCHRONOUS_WRITE: Final = os.RWF_SYNC | os.RWF_DSYNC
 _SYNCHRONOUS: Final = os.O_SYNC | os.O_DSYNC
 _REGULAR: Final = stat.S_IFREG >> 12
 
@@ -116,7 +117,7 @@ def write(ctx: Context, header: Header, request: requests.Write) -> Result:
     own = own_descriptor(ctx, request.fh)
     inode = regular(ctx, header.nodeid)
     flags = _write_flags(request)
-    if own is None and not flags & os.RWF_SYNC and len(request.data) <= _SMALL_WRITE and inode.at_work == 0:
+    if own is None and _is_quick(ctx, inode, request, flags):
         try:
             descriptor = shared(ctx, inode, request.fh, True)
         except (BlockingIOError, PermissionError):
@@ -124,6 +125,16 @@ def write(ctx: Context, header: Header, request: requests.Write) -> Result:
         else:
             return _written(ctx, inode, request, _write_fully(descriptor, request.data, request.offset, flags))
     return _write_later(ctx, inode, own, request, flags)
+
+
+def _is_quick(ctx: Context, inode: Inode, request: requests.Write, flags: int) -> bool:
+    """Does a write go to the page cache of a local filesystem, with nobody holding the inode there?"""
+    return (
+        len(request.data) <= _SMALL_WRITE
+        and inode.at_work == 0
+        and not flags & _SYNCHRONOUS_WRITE
+        and not ctx.tree.may_block(inode.entry)
+    )
 
 
 def _write_flags(request: requests.Write) -> int:
