@@ -166,6 +166,21 @@ def test_an_open_file_stays_itself_when_the_layer_renames(
     shows(path / "elsewhere/moved", b"THE first")
 
 
+@pytest.mark.parametrize("gone", ["one", "two"])
+def test_a_last_name_removed_here_after_the_layer_removed_the_other(pair: tuple[Path, Path], gone: str) -> None:
+    """Who has the file open goes on, whichever name was seen last."""
+    path, layer = pair
+    (layer / "one").write_bytes(b"content")
+    os.link(layer / "one", layer / "two")
+    assert os.path.samefile(path / "one", path / "two")
+    (left,) = {"one", "two"} - {gone}
+    with opened(path / left) as fd:
+        (layer / gone).unlink()
+        (path / left).unlink()
+        assert os.fstat(fd).st_nlink == 0
+        assert os.pread(fd, 100, 0) == b"content"
+
+
 @pytest.mark.parametrize("was_read", [False, True], ids=["unread", "read"])
 def test_files_swapped_in_the_layer(pair: tuple[Path, Path], was_read: bool) -> None:
     path, layer = pair
