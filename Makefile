@@ -18,7 +18,7 @@ BINDIR ?= /usr/local/bin
 
 CHECKED := $(wildcard shiftfs overlay tests bench docs/demo.py)
 
-.PHONY: demo test check install clean
+.PHONY: demo test check bench install clean
 
 # -P: what is shown and tested is the installed package, not the sources in the directory that make stands in.
 demo:
@@ -35,6 +35,13 @@ check:
 	@.ci/venv $(VENV) test
 	$(PYTHON) -m ruff check --quiet $(CHECKED)
 	$(PYTHON) -m mypy --strict --no-error-summary $(CHECKED)
+
+# Cold lookups and walks beside other filesystems, then what others wait while a mount is busy.
+bench:
+	@.ci/packages $(TEST_PACKAGES)
+	@.ci/venv $(VENV) test
+	$(PYTHON) -m bench.cold
+	$(PYTHON) -m bench.latency
 
 install:
 	@.ci/packages $(RUN_PACKAGES)

@@ -19,6 +19,7 @@ from .daemon import Daemon
 from .layer import PSEUDO_NAMES, Layer, is_pseudo
 from .loop import Loop
 from .mount import MountError, MountInfo
+from .ops.control import REPORTS
 from .options import Help, MountOptions, UsageError, Version, parse_command_line
 from .session import Session
 from .source import SourceTree
@@ -122,7 +123,7 @@ class Mount:
         loop.on_tick = self._tree.tidy
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(number, self._stop)
-        signal.signal(signal.SIGUSR1, lambda number, frame: self._log(self._report("stats").decode()))
+        signal.signal(signal.SIGUSR1, self._tell)
         _tune_interpreter()
         for note in self._options.notes if self._options.debug else ():
             self._log(note)
@@ -159,6 +160,10 @@ class Mount:
     def _stop(self, number: int, frame: object) -> None:
         self._loop.stop()
         self._loop.wake()
+
+    def _tell(self, number: int, frame: object) -> None:
+        for name in REPORTS:
+            self._log(self._report(name).decode())
 
     def _report(self, name: str) -> bytes:
         return status.report(name, self._options, self._session, self._tree, self._loop)
