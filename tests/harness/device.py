@@ -60,10 +60,15 @@ class Device:
 
     def receive(self) -> Answer:
         """The next answer; TimeoutError if none comes."""
+        answer = self.receive_any()
+        assert 0 <= answer.errno < 512
+        return answer
+
+    def receive_any(self) -> Answer:
+        """The next answer or notice: that has unique 0 and its code as a negative errno."""
         message = self._ours.recv(1 << 20)
         length, error, unique = ANSWER.unpack_from(message)
         assert length == len(message)
-        assert -512 < error <= 0
         return Answer(unique, -error, message[ANSWER.size :])
 
     def ask(self, opcode: int, body: bytes = b"", nodeid: int = abi.ROOT_ID, **caller: int) -> Answer:

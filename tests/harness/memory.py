@@ -133,9 +133,6 @@ class MemoryTree:
     def may_block(self, entry: Node) -> bool:
         return False
 
-    def may_block(self, entry: Node) -> bool:
-        return False
-
     def data(self, entry: Node, writable: bool) -> Descriptor:
         self._called("data")
         return entry.content
