@@ -51,9 +51,11 @@ class Device:
         self._ours.send(message)
 
     def send(
-        self, opcode: int, body: bytes = b"", nodeid: int = abi.ROOT_ID, *, uid: int = 0, gid: int = 0, pid: int = 1
+        self, opcode: int, body: bytes = b"", nodeid: int = abi.ROOT_ID, *, uid: int | None = None, pid: int = 1
     ) -> int:
-        """A request; its unique, even as the kernel's are."""
+        """A request, as whoever runs the test unless told; its unique, even as the kernel's are."""
+        gid = os.getegid()
+        uid = os.geteuid() if uid is None else uid
         self._unique += 2
         self.put(HEADER.pack(HEADER.size + len(body), opcode, self._unique, nodeid, uid, gid, pid, 0, 0) + body)
         return self._unique

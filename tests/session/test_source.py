@@ -33,6 +33,7 @@ def source(tmp_path: Path) -> Path:
 def tree(source: Path, request: pytest.FixtureRequest) -> Iterator[SourceTree]:
     layer = Layer(os.fsencode(source))
     if request.param == "handles" and not layer.opens_by_handle:
+        vars(layer).clear()
         pytest.skip("needs CAP_DAC_READ_SEARCH and a filesystem with file handles")
     layer.opens_by_handle = request.param == "handles"
     made = SourceTree(layer, 64)
