@@ -5,6 +5,7 @@ mistake cannot hide in both.
 """
 
 import ctypes
+import errno
 import fcntl
 import os
 import pickle
@@ -33,6 +34,16 @@ IN_MODIFY, IN_ATTRIB, IN_CLOSE_WRITE, IN_CREATE, IN_DELETE = 2, 4, 8, 0x100, 0x2
 IN_DELETE_SELF, IN_IGNORED = 0x400, 0x8000
 
 Found = TypeVar("Found")
+
+
+def refuses(number: int, call: Callable[..., object], *args: object) -> None:
+    """A call must fail with this errno."""
+    try:
+        call(*args)
+    except OSError as error:
+        assert errno.errorcode[error.errno or 0] == errno.errorcode[number]
+    else:
+        raise AssertionError(f"no {errno.errorcode[number]}")
 
 
 def _checked(result: int) -> int:

@@ -46,3 +46,10 @@ def new_place(source: Path, mount: Mount | None, kind: str) -> Place:
     layer.mkdir()
     layer.chmod(0o777)
     return Place((mount.path if mount else source) / name, layer, mount, kind)
+
+
+def same_as_layer(place: Place, path: Path) -> None:
+    """What is here has the attributes that it has on the layer, all but the owner."""
+    seen, real = path.lstat(), (place.layer / path.relative_to(place.path)).lstat()
+    for field in ("mode", "ino", "nlink", "size", "blocks", "blksize", "rdev", "atime_ns", "mtime_ns", "ctime_ns"):
+        assert getattr(seen, f"st_{field}") == getattr(real, f"st_{field}"), field

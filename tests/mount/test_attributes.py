@@ -4,7 +4,6 @@ import errno
 import mmap
 import os
 import stat
-import struct
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -17,13 +16,11 @@ from harness.calls import (
     birth_time,
     drop_dentries,
     fallocate,
-    in_child,
     opened,
     utimensat,
 )
-from harness.places import USER, Place
+from harness.places import USER, Place, same_as_layer
 
-CAPABILITY = struct.pack("<5I", 0x02000001, 1 << 10, 0, 0, 0)  # version 2, effective: cap_net_bind_service
 GRANULARITY = 0.02
 """Seconds, more than between two of the kernel's clock ticks."""
 
@@ -39,12 +36,6 @@ def make_all(place: Place) -> dict[str, Path]:
     os.mkfifo(paths["fifo"])
     os.mknod(paths["device"], stat.S_IFBLK | 0o600, os.makedev(8, 300))
     return paths
-
-
-def same_as_layer(place: Place, path: Path) -> None:
-    seen, real = path.lstat(), (place.layer / path.relative_to(place.path)).lstat()
-    for field in ("mode", "ino", "nlink", "size", "blocks", "blksize", "rdev", "atime_ns", "mtime_ns", "ctime_ns"):
-        assert getattr(seen, f"st_{field}") == getattr(real, f"st_{field}"), field
 
 
 def test_stat_says_what_the_layer_says(place: Place) -> None:
@@ -340,99 +331,3 @@ def test_chown_of_a_symlink_is_of_the_symlink(place: Place) -> None:
     assert paths["file"].stat().st_uid == 0
     os.chown(place.path / "to-file", USER + 1, -1)
     assert ((place.path / "to-file").lstat().st_uid, paths["file"].stat().st_uid) == (USER, USER + 1)
-
-
-# What takes set-id bits away. Mode before, mode after; a directory keeps them.
-
-
-def append(path: Path) -> None:
-    with opened(path, os.O_WRONLY | os.O_APPEND) as fd:
-        os.write(fd, b"x")
-
-
-def copied_into(path: Path) -> None:
-    with opened(path, os.O_RDWR) as fd:
-        os.copy_file_range(fd, fd, 2, 0, 10)
-
-
-def long_write(path: Path) -> None:
-    with opened(path, os.O_WRONLY) as fd:
-        os.write(fd, b"x" * 300_000)
-
-
-MODES = {0o4777: 0o777, 0o6777: 0o777, 0o2777: 0o777, 0o1777: 0o1777}
-BY_A_USER: dict[str, Callable[[Path], object]] = {
-    "write": written,
-    "append": append,
-    "long write": long_write,
-    "truncate": lambda path: os.truncate(path, 3),
-    "O_TRUNC": truncated_by_open,
-    "fallocate": allocated,
-    "copy_file_range": copied_into,
-}
-
-
-@pytest.mark.parametrize("mode", MODES, ids=oct)
-@pytest.mark.parametrize("what", BY_A_USER)
-def test_set_id_bits_fall_when_a_user_writes(place: Place, what: str, mode: int) -> None:
-    path = place.new("file", b"content")
-    path.chmod(mode)
-    in_child(lambda: BY_A_USER[what](path), uid=USER)
-    assert oct(stat.S_IMODE(path.stat().st_mode)) == oct(MODES[mode])
-    same_as_layer(place, path)
-
-
-@pytest.mark.parametrize("what", BY_A_USER)
-def test_set_id_bits_stay_when_root_writes(place: Place, what: str) -> None:
-    path = place.new("file", b"content")
-    path.chmod(0o6777)
-    BY_A_USER[what](path)
-    # With these two requests the kernel does not say whether the caller has CAP_FSETID: they fall to be safe.
-    falls = place.mount and what in ("fallocate", "copy_file_range")
-    assert oct(stat.S_IMODE(path.stat().st_mode)) == oct(0o777 if falls else 0o6777)
-    same_as_layer(place, path)
-
-
-@pytest.mark.parametrize("mode", [*MODES, 0o2666], ids=oct)
-@pytest.mark.parametrize("owner", [(USER, -1), (-1, USER), (USER, USER), (0, 0), (-1, -1)])
-def test_set_id_bits_fall_with_chown(place: Place, mode: int, owner: tuple[int, int]) -> None:
-    path = place.new("file")
-    path.chmod(mode)
-    (place.path / "dir").mkdir()
-    (place.path / "dir").chmod(mode)
-    os.chown(path, *owner)
-    os.chown(place.path / "dir", *owner)
-    assert oct(stat.S_IMODE(path.stat().st_mode)) == oct(MODES.get(mode, mode))
-    assert oct(stat.S_IMODE((place.path / "dir").stat().st_mode)) == oct(mode)
-    same_as_layer(place, path)
-
-
-def has_capability(path: Path) -> bool:
-    try:
-        return os.getxattr(path, "security.capability") == CAPABILITY
-    except OSError as error:
-        assert error.errno == errno.ENODATA
-        return False
-
-
-@pytest.mark.parametrize("what", ["write", "long write", "truncate", "O_TRUNC", "fallocate", "chown"])
-def test_file_capabilities_fall_with_any_write_and_with_chown(place: Place, what: str) -> None:
-    path = place.new("file", b"content")
-    os.setxattr(path, "security.capability", CAPABILITY)
-    assert has_capability(path)
-    if what == "chown":
-        os.chown(path, USER, USER)
-    else:
-        BY_A_USER[what](path)
-    assert not has_capability(path)
-    assert "security.capability" not in os.listxattr(place.layer / "file")
-
-
-def test_file_capabilities_stay_otherwise(place: Place) -> None:
-    path = place.new("file", b"content")
-    os.setxattr(path, "security.capability", CAPABILITY)
-    path.chmod(0o700)
-    os.utime(path)
-    path.rename(place.path / "other")
-    (place.path / "other").read_bytes()
-    assert has_capability(place.path / "other")

@@ -5,7 +5,7 @@ import fcntl
 import itertools
 import os
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,6 +23,7 @@ from harness.calls import (
     get_flags,
     get_version,
     opened,
+    refuses,
     set_flags,
 )
 from harness.places import USER
@@ -61,12 +62,6 @@ def target(request: pytest.FixtureRequest, base: Both) -> Iterator[Both]:
         (base.path / name).mkdir()
     yield Both(base.path / name, base.layer / name)
     set_flags(base.layer / name, get_flags(base.layer / name) & ~(FS_IMMUTABLE | FS_APPEND))
-
-
-def refuses(number: int, call: Callable[..., object], *args: object) -> None:
-    with pytest.raises(OSError) as caught:
-        call(*args)
-    assert errno.errorcode[caught.value.errno or 0] == errno.errorcode[number]
 
 
 @pytest.mark.parametrize("flag", [FS_NODUMP, FS_NOATIME, FS_APPEND, FS_IMMUTABLE])

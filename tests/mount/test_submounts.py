@@ -2,14 +2,14 @@
 
 import errno
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
 from harness import Mount, mounted, newest_mount, open_directory, run, unmount
-from harness.calls import RENAME_EXCHANGE, drop_dentries, opened, renameat2, watching
+from harness.calls import RENAME_EXCHANGE, drop_dentries, opened, refuses, renameat2, watching
 
 
 @pytest.fixture(scope="module", params=["open=refuse", "open=serve"])
@@ -20,16 +20,10 @@ def mount(request: pytest.FixtureRequest) -> Iterator[Mount]:
         stack.callback(run, ["rm", "-rf", source])
         for name in ("tmpfs", "bound", "twice", "dir"):
             (source / name).mkdir()
-        for args in (["-t", "tmpfs", "none", source / "tmpfs"], ["--bind", source / "bound", source / "twice"]):
-            run(["mount", *args])
-            stack.callback(unmount, newest_mount(Path(args[-1])))
+        for name, *args in (("tmpfs", "-t", "tmpfs", "none"), ("twice", "--bind", str(source / "bound"))):
+            run(["mount", *args, source / name])
+            stack.callback(unmount, newest_mount(source / name))
         yield stack.enter_context(mounted(source, None, request.param, "timeout=0.1"))
-
-
-def refuses(number: int, call: Callable[..., object], *args: object) -> None:
-    with pytest.raises(OSError) as caught:
-        call(*args)
-    assert errno.errorcode[caught.value.errno or 0] == errno.errorcode[number]
 
 
 def test_one_device_and_no_number_twice(mount: Mount) -> None:
@@ -70,8 +64,8 @@ def test_the_border_is_where_it_is(mount: Mount) -> None:
     refuses(errno.EXDEV, renameat2, mount.path / "here", mount.path / "tmpfs/there", RENAME_EXCHANGE)
     run(["mv", mount.path / "here", mount.path / "tmpfs/came"])
     assert (mount.source / "tmpfs/came").exists()
-    for call in (os.rmdir, lambda path: os.rename(path, mount.path / "other")):
-        refuses(errno.EBUSY, call, mount.path / "tmpfs")
+    refuses(errno.EBUSY, os.rmdir, mount.path / "tmpfs")
+    refuses(errno.EBUSY, os.rename, mount.path / "tmpfs", mount.path / "other")
     assert os.statvfs(mount.path / "tmpfs").f_files == os.statvfs(mount.source / "tmpfs").f_files
 
 
