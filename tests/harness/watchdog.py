@@ -15,6 +15,7 @@ import sys
 import time
 from pathlib import Path
 
+from harness.commands import environment
 from harness.leftovers import mounts_of, remove_all
 from harness.mounts import abort_connection
 
@@ -27,7 +28,8 @@ class Watchdog:
         self._process = subprocess.Popen(
             [sys.executable, "-P", "-c", "import harness.watchdog as it; it.watch()", area],
             stdin=subprocess.PIPE,
-            env={**os.environ, "PYTHONPATH": directory},
+            # The commands that it runs are given shiftfs as well, which may be a checkout that is not installed.
+            env={**os.environ, "PYTHONPATH": f"{directory}:{environment()['PYTHONPATH']}"},
             start_new_session=True,  # an interrupt from the keyboard is for the run
         )
 
