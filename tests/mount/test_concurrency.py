@@ -173,9 +173,10 @@ def test_a_call_that_waits_delays_nobody(stalling: tuple[Mount, "subprocess.Pope
         assert process.poll() is None
 
 
-def test_a_killed_reader_is_let_go(stalling: tuple[Mount, "subprocess.Popen[bytes]"]) -> None:
+@pytest.mark.parametrize("call", CALLS)
+def test_whoever_is_killed_is_let_go(stalling: tuple[Mount, "subprocess.Popen[bytes]"], call: str) -> None:
     mount, server = stalling
-    with waiting(mount, server) as process:
+    with waiting(mount, server, CALLS[call]) as process:
         process.kill()
         assert process.wait(LIMIT) == -signal.SIGKILL
         assert (mount.path / "other").read_text() == "content"

@@ -127,6 +127,14 @@ def test_the_limit_of_open_files_is_raised(source: Path, place: Path) -> None:
         wait_until(lambda: not start_time(pid), "the daemon's end")
 
 
+def test_it_gives_up_the_right_to_pass_quotas(source: Path, place: Path) -> None:
+    """What it writes is its callers', whose limits are to hold."""
+    with daemonized(source, place) as pid:
+        words = run(["grep", "Cap[EP]", f"/proc/{pid}/status"]).stdout.split()
+        for word in words[1::2]:
+            assert not int(word, 16) >> 24 & 1  # CAP_SYS_RESOURCE
+
+
 def test_closed_standard_streams_do_no_harm(source: Path, place: Path) -> None:
     run(["sh", "-c", 'exec "$@" <&- >&- 2>&-', "sh", *SHIFTFS, source, place])
     assert (place / "file").read_text() == "content"
