@@ -61,7 +61,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _open_streams() -> None:
     """Whoever starts us with a standard stream closed (a boot script may) must not have a descriptor of ours in its
     place, which would be taken for the stream and overwritten."""
-    null = os.open("/dev/null", os.O_RDWR)  # the lowest number that is free
+    try:
+        null = os.open("/dev/null", os.O_RDWR)  # the lowest number that is free
+    except OSError:
+        null = os.open("/", os.O_RDONLY)  # without devices there is no mount either, which is still to be said
     while null <= 2:
         null = os.dup(null)
     os.close(null)
