@@ -2,6 +2,7 @@
 
 import errno
 import os
+import stat
 from functools import partial
 from typing import Final
 
@@ -57,13 +58,13 @@ def statx(ctx: Context, header: Header, request: requests.Statx) -> Payload:
 def setattr(ctx: Context, header: Header, request: requests.Setattr) -> Result:
     inode = ctx.inodes.get(header.nodeid)
     before = ctx.tree.attributes(inode.entry)
-    change = _change(ctx, request, before)
+    change = _change(ctx, header, request, before)
     if request.valid & _SIZE:
         return _truncate(ctx, inode, request, before, change)
     return _apply(ctx, inode, change)
 
 
-def _change(ctx: Context, request: requests.Setattr, before: Attributes) -> Change | None:
+def _change(ctx: Context, header: Header, request: requests.Setattr, before: Attributes) -> Change | None:
     """What to do besides truncating, in real ids; None for nothing. EOVERFLOW and EPERM before anything is done."""
     valid = request.valid
     if valid & (_OWNER | _MODE) or not valid & _ANYTHING:
@@ -76,14 +77,27 @@ def _change(ctx: Context, request: requests.Setattr, before: Attributes) -> Chan
     if _NO_OWNER in (uid, gid):
         raise OSError(errno.EOVERFLOW, os.strerror(errno.EOVERFLOW))
     if not valid & _ANYTHING:
-        # What arrives of chown(-1, -1). On Linux it moves the change time, so the layer is asked to do just that.
-        uid = gid = _UNCHANGED
+        uid = gid = _no_owner_given(ctx, header, before)
     atime = mtime = None
     if valid & _TIMES:
         atime = _time(valid & _ATIME_NOW, valid & _ATIME, request.atime, request.atimensec)
         mtime = _time(valid & _MTIME_NOW, valid & _MTIME, request.mtime, request.mtimensec)
     change = Change(mode, uid, gid, atime, mtime)
     return change if any(value is not None for value in change) else None
+
+
+def _no_owner_given(ctx: Context, header: Header, before: Attributes) -> int | None:
+    """What chown(-1, -1) arrives as: the ids with which the layer's own chown(2) does what remains of it.
+
+    It moves the change time and takes set-id bits and file capabilities away. Nobody has checked the caller's right to
+    that: the kernel has left out ATTR_MODE, at which it would have (fs/fuse/dir.c, fuse_setattr). So EPERM where it
+    says so for a plain file, and nothing at all is done to what is somebody else's.
+    """
+    if header.uid in (0, ctx.uids.shown[before.uid]):
+        return _UNCHANGED
+    if not stat.S_ISDIR(before.mode) and before.mode & (stat.S_ISUID | stat.S_ISGID):
+        raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+    return None
 
 
 def _time(now: int, given: int, seconds: int, nanoseconds: int) -> tuple[int, int] | None:

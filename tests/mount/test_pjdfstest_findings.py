@@ -1,9 +1,13 @@
 """What a run of pjdfstest has brought to light; docs/conformance.md tells how to run it."""
 
+import errno
 import os
 
+import pytest
+
 from harness import wait_until
-from harness.places import Place
+from harness.calls import in_child
+from harness.places import USER, Place
 
 
 def test_a_chown_that_changes_nothing_moves_the_change_time(place: Place) -> None:
@@ -26,3 +30,30 @@ def test_a_chown_that_changes_nothing_clears_the_set_user_id_bit(place: Place) -
     path.chmod(0o6755)
     os.chown(path, -1, -1)
     assert path.stat().st_mode & 0o7777 == 0o755
+
+
+@pytest.mark.parametrize("mode", [0o4755, 0o2755, 0o6711])
+def test_nobody_else_can_clear_set_id_bits_by_a_chown_that_changes_nothing(place: Place, mode: int) -> None:
+    path = place.new("file")
+    path.chmod(mode)
+    with pytest.raises(OSError) as refused:
+        in_child(lambda: os.chown(path, -1, -1), uid=USER)
+    assert refused.value.errno == errno.EPERM
+    assert path.stat().st_mode & 0o7777 == mode
+
+
+def test_the_owner_can_clear_them(place: Place) -> None:
+    path = place.new("file")
+    os.chown(path, USER, USER)
+    path.chmod(0o6755)
+    in_child(lambda: os.chown(path, -1, -1), uid=USER)
+    assert path.stat().st_mode & 0o7777 == 0o755
+
+
+def test_a_directory_keeps_its_set_group_id_bit(place: Place) -> None:
+    path = place.path / "directory"
+    path.mkdir()
+    path.chmod(0o2755)
+    for uid in (None, USER):
+        in_child(lambda: os.chown(path, -1, -1), uid=uid)
+        assert path.stat().st_mode & 0o7777 == 0o2755
