@@ -15,8 +15,8 @@ from shiftfs.ops.context import Context, without_set_ids
 from shiftfs.shift.idmap import IdMap, Range
 from shiftfs.sys.files import UTIME_NOW
 from shiftfs.tree import Attributes, Change
-from shiftfs.wire.abi import Fattr
-from shiftfs.wire.requests import Setattr
+from shiftfs.wire.abi import Fattr, Opcode
+from shiftfs.wire.requests import Header, Setattr
 
 KEPT = 0xFFFFFFFF
 NOTHING = Change(None, None, None, None, None)
@@ -43,6 +43,10 @@ def setting(valid: int, **values: int) -> Setattr:
     return Setattr(**{**dict.fromkeys(Setattr._fields, 0), "valid": valid, **values})
 
 
+def change(ctx: Any, request: Setattr, before: Attributes, uid: int = 0) -> Change | None:
+    return attributes._change(ctx, Header(128, Opcode.SETATTR, 2, 3, uid, uid, 1, 0), request, before)
+
+
 @pytest.mark.parametrize(
     ("request_", "expected"),
     [
@@ -64,7 +68,7 @@ def setting(valid: int, **values: int) -> Setattr:
     ],
 )
 def test_change(ctx: Any, before: Attributes, request_: Setattr, expected: Change | None) -> None:
-    assert attributes._change(ctx, request_, before) == expected
+    assert change(ctx, request_, before) == expected
 
 
 @pytest.mark.parametrize(
@@ -78,7 +82,7 @@ def test_change(ctx: Any, before: Attributes, request_: Setattr, expected: Chang
 )
 def test_owners_without_a_mapping(ctx: Any, before: Attributes, request_: Setattr) -> None:
     with pytest.raises(OSError, match=os.strerror(errno.EOVERFLOW)):
-        attributes._change(ctx, request_, before)
+        change(ctx, request_, before)
 
 
 @pytest.mark.parametrize("owner", [(10, 0), (0, 10), (0xFFFFFFFE, 0)])
@@ -88,10 +92,10 @@ def test_nobody_changes_owner_or_mode_of_what_an_unmapped_id_owns(
     theirs = before._replace(uid=owner[0], gid=owner[1])
     for valid in (0, Fattr.MODE, Fattr.UID, Fattr.GID):
         with pytest.raises(PermissionError):
-            attributes._change(ctx, setting(valid, uid=100, gid=100), theirs)
-    assert attributes._change(ctx, setting(Fattr.MTIME_NOW), theirs) == NOTHING._replace(mtime=(0, UTIME_NOW))
+            change(ctx, setting(valid, uid=100, gid=100), theirs)
+    assert change(ctx, setting(Fattr.MTIME_NOW), theirs) == NOTHING._replace(mtime=(0, UTIME_NOW))
     truncating = setting(Fattr.SIZE | Fattr.KILL_SUIDGID)
-    assert attributes._change(ctx, truncating, theirs) is not None, "by whoever may write"
+    assert change(ctx, truncating, theirs) is not None, "by whoever may write"
 
 
 @pytest.mark.parametrize(
@@ -108,3 +112,24 @@ def test_nobody_changes_owner_or_mode_of_what_an_unmapped_id_owns(
 )
 def test_without_set_ids(mode: int, after: int | None) -> None:
     assert without_set_ids(mode) == after
+
+
+@pytest.mark.parametrize(
+    ("mode", "uid", "done"),
+    [
+        (0o106755, 0, NOTHING._replace(uid=KEPT, gid=KEPT)),
+        (0o106755, 100, NOTHING._replace(uid=KEPT, gid=KEPT)),
+        (0o106755, 101, None),
+        (0o100755, 101, NOTHING),
+        (0o046755, 101, NOTHING),
+    ],
+)
+def test_chown_of_nothing_takes_set_id_bits_from_ones_own_alone(
+    ctx: Any, before: Attributes, mode: int, uid: int, done: Change | None
+) -> None:
+    file = before._replace(mode=mode)
+    if done is None:
+        with pytest.raises(PermissionError):
+            change(ctx, setting(0), file, uid)
+    else:
+        assert (change(ctx, setting(0), file, uid) or NOTHING) == done
