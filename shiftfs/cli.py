@@ -44,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UsageError as error:
         return _complain(str(error), 2)
     if isinstance(parsed, Help | Version):
-        print(parsed.text)
+        print(parsed.text.rstrip())
         return 0
     try:
         mount.check(parsed)
@@ -102,11 +102,15 @@ class Mount:
         bound = _raise_descriptor_limit()
         _stay_within_quota()
         layer = Layer(options.source)
-        self._tree = SourceTree(layer, bound, noatime=not options.atime)
-        serves_open = options.open == "serve" or (options.open == "auto" and _sizes_may_lie(options.source, layer))
-        mountpoint = os.path.realpath(options.mountpoint)
+        self._tree = SourceTree(layer, bound, noatime=not options.atime, nodiratime=not options.diratime)
+        only_uids = frozenset({0, os.geteuid()}) if options.allow_root and os.geteuid() != 0 else None
+        # What the kernel opens by itself, it opens for everybody: allow_root needs to be asked.
+        serves_open = options.open == "serve" or only_uids is not None
+        if options.open == "auto" and not serves_open:
+            serves_open = _sizes_may_lie(options.source, layer)
+        self._mountpoint = os.path.realpath(options.mountpoint)
         fd = mount.mount(options)
-        self._mounted = mount.find(mountpoint)
+        self._mounted = mount.find(self._mountpoint)
         self._session = Session(
             self._loop, fd, self._tree, options.uidmap, options.gidmap,
             timeout=options.timeout,
@@ -115,7 +119,8 @@ class Mount:
             report=self._report,
             log=self._log,
             trace=self._log if options.debug else None,
-            only_uids=frozenset({0, os.geteuid()}) if options.allow_root else None,
+            only_uids=only_uids,
+            syncs_directories=options.dirsync or options.sync,
         )  # fmt: skip
 
     def run(self) -> None:
@@ -169,7 +174,7 @@ class Mount:
             self._log(self._report(name).decode())
 
     def _report(self, name: str) -> bytes:
-        return status.report(name, self._options, self._session, self._tree, self._loop)
+        return status.report(name, self._options, self._mountpoint, self._session, self._tree, self._loop)
 
     def _log(self, text: str) -> None:
         if self._in_background:

@@ -131,7 +131,7 @@ class Descriptors:
         if entry.key[0] in self._layer.remote:
             raise BlockingIOError(errno.EWOULDBLOCK, os.strerror(errno.EWOULDBLOCK))
         path = self.path(entry)
-        flags = os.O_RDWR if writable else os.O_RDONLY | self._noatime
+        flags = (os.O_RDWR if writable else os.O_RDONLY) | self._noatime
         # Without O_NONBLOCK a lease on the layer would stop the loop (open(2), EWOULDBLOCK).
         opened = self.open(path, flags | os.O_NONBLOCK)
         self.keep_data(entry, opened)

@@ -149,12 +149,14 @@ def reopen(fd: int, flags: int) -> int:
     return os.open(magic_link(fd), flags | os.O_CLOEXEC | os.O_NOCTTY)
 
 
-def list_names(fd: int) -> list[tuple[bytes, int, int]]:
-    """Name, inode number and DT_ type of all in the directory behind an O_PATH descriptor. Any thread."""
+def list_names(fd: int, noatime: int = os.O_NOATIME) -> list[tuple[bytes, int, int]]:
+    """Name, inode number and DT_ type of all in the directory behind an O_PATH descriptor. `noatime`: O_NOATIME, or 0
+    for the listing to count as an access. Any thread."""
+    flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
     try:
-        opened = os.open(b".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | os.O_NOATIME, dir_fd=fd)
+        opened = os.open(b".", flags | noatime, dir_fd=fd)
     except PermissionError:  # O_NOATIME is for owners
-        opened = os.open(b".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=fd)
+        opened = os.open(b".", flags, dir_fd=fd)
     try:
         return files.list_directory(opened)
     finally:

@@ -72,16 +72,14 @@ def mount(options: MountOptions) -> int:
 
 def _words(options: MountOptions) -> Iterator[bytes]:
     yield b"default_permissions"
-    if options.allow_other or options.allow_root:
-        yield b"allow_other"  # allow_root is allow_other, narrowed by the session
+    if options.allow_other or (options.allow_root and os.geteuid() != 0):
+        yield b"allow_other"  # allow_root is allow_other, narrowed by the session; root's mount is root's anyway
     yield b"ro" if options.read_only else b"rw"
     yield b"suid" if options.suid else b"nosuid"
     yield b"dev" if options.dev else b"nodev"
     yield b"exec" if options.exec else b"noexec"
     if not options.atime:
-        yield b"noatime"
-    elif not options.diratime:
-        yield b"nodiratime"
+        yield b"noatime"  # for show: whether a time moves is decided where the layer is read
     if options.sync:
         yield b"sync"
     if options.dirsync:
@@ -145,10 +143,13 @@ def show_inner_root(mounted: MountInfo, name: bytes) -> None:
     try:
         try:
             mounts.attach(clone, mounted.path, beneath=True)
-            mounts.unmount(mounted.path, mounts.MNT_DETACH)
         except OSError:
+            if find(mounted.path) != mounted:
+                return  # unmounted meanwhile, and that is to stay so
             mounts.unmount(mounted.path, mounts.MNT_DETACH)
             mounts.attach(clone, mounted.path, beneath=False)
+        else:
+            mounts.unmount(mounted.path, mounts.MNT_DETACH)
     finally:
         os.close(clone)
 

@@ -14,7 +14,7 @@ from typing import Any, Final, NamedTuple
 from .channel import Channel, Disconnected
 from .counters import Counters
 from .loop import Loop
-from .ops import HANDLERS
+from .ops import HANDLERS, directories
 from .ops.context import Context, Later, Payload, Work
 from .shift.idmap import IdMap
 from .tree import Tree
@@ -27,6 +27,10 @@ _BATCH_FORGET: Final = int(Opcode.BATCH_FORGET)
 _INTERRUPT: Final = int(Opcode.INTERRUPT)
 _HEADER_SIZE: Final = 40
 _NO_REPLY: Final = frozenset({_FORGET, _BATCH_FORGET, _INTERRUPT, int(Opcode.NOTIFY_REPLY)})
+_DIRECTORY_CHANGES: Final = frozenset(
+    (Opcode.SYMLINK, Opcode.MKNOD, Opcode.MKDIR, Opcode.UNLINK, Opcode.RMDIR, Opcode.RENAME, Opcode.RENAME2)
+    + (Opcode.LINK, Opcode.CREATE)
+)
 _SIGKILL_BIT: Final = 1 << 8
 _MINOR_OF_STRIPPED_SET_GID: Final = 37
 """Of Linux 6.1. vfs_prepare_mode came with 6.0, which has no number of its own."""
@@ -58,8 +62,10 @@ class Session:
         log: Callable[[str], None],
         trace: Callable[[str], None] | None = None,
         only_uids: frozenset[int] | None = None,
+        syncs_directories: bool = False,
     ) -> None:
-        """Takes over `fd`. `only_uids`: who may use the mount at all (allow_root). `trace` gets a line per request."""
+        """Takes over `fd`. `only_uids`: who may use the mount at all (allow_root). `syncs_directories`: a change of
+        one is on disk before it is answered (dirsync). `trace` gets a line per request."""
         self._loop = loop
         self._channel = Channel(fd, max_write)
         self._max_write = max_write
@@ -67,6 +73,7 @@ class Session:
         self._log = log
         self._trace = trace
         self._only_uids = only_uids
+        self._syncs_directories = syncs_directories
         self.counters = Counters()
         self.negotiated: negotiation.Negotiated | None = None
         self.on_ready: Callable[[], None] = lambda: None
@@ -130,6 +137,9 @@ class Session:
         except Exception as error:
             self._fail(header, began, error)
             return
+        if self._syncs_directories and opcode in _DIRECTORY_CHANGES and isinstance(result, bytes):
+            changed = {header.nodeid, getattr(request, "newdir", header.nodeid)}
+            result = directories.synced(self.context, changed, result)
         if isinstance(result, Generator):
             self._waiting[header.unique] = waiting = Waiting(header, began, result)
             self._step(waiting, None, None)

@@ -22,9 +22,11 @@ _FOREIGN_SHIFT: Final = 48
 class SourceTree:
     """One directory and all that is mounted in it at mount time."""
 
-    def __init__(self, layer: Layer, bound: int, noatime: bool = True) -> None:
-        """`bound`: how many descriptors may be held at once, besides those of unlinked files in use."""
+    def __init__(self, layer: Layer, bound: int, noatime: bool = True, nodiratime: bool = True) -> None:
+        """`bound`: how many descriptors may be held at once, besides those of unlinked files in use. `noatime`: what
+        is read here is not an access on the layer; `nodiratime`: nor is what is listed."""
         self._layer = layer
+        self._noatime = os.O_NOATIME if nodiratime else 0
         self._held = Descriptors(layer, bound, noatime)
         self._devices: dict[int, int] = {layer.device: 0}
         self.root = self._held.root
@@ -75,7 +77,7 @@ class SourceTree:
 
     def listing(self, entry: Entry, held: Descriptor) -> list[Listed]:
         device = entry.key[0]
-        names = real.list_names(held.fd)
+        names = real.list_names(held.fd, self._noatime)
         if device == self._layer.device:
             return [Listed(*row) for row in names]
         return [Listed(name, self._number(device, number), kind) for name, number, kind in names]

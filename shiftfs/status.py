@@ -13,29 +13,37 @@ from .tree import Tree
 from .wire.abi import InitFlag
 
 
-def report(name: str, options: MountOptions, session: Session, tree: Tree, loop: Loop) -> bytes:
-    """`status` or `stats` as JSON."""
-    make = _status if name == "status" else _stats
-    return json.dumps(make(options, session, tree, loop), indent=1).encode()
+def report(
+    name: str, options: MountOptions, mountpoint: bytes, session: Session, tree: Tree, loop: Loop
+) -> bytes:  # fmt: skip
+    """`status` or `stats` as JSON. `mountpoint`: without symlinks, as mounted."""
+    made = _status(options, mountpoint, session, tree, loop) if name == "status" else _stats(session, tree, loop)
+    return json.dumps(made, indent=1).encode()
 
 
-def _status(options: MountOptions, session: Session, tree: Tree, loop: Loop) -> dict[str, Any]:
+def _status(
+    options: MountOptions, mountpoint: bytes, session: Session, tree: Tree, loop: Loop
+) -> dict[str, Any]:  # fmt: skip
     agreed = session.negotiated
     return {
         "version": __version__,
         "pid": os.getpid(),
-        "source": os.fsdecode(options.source),
-        "mountpoint": os.fsdecode(options.mountpoint),
+        "source": tree.describe()[0]["path"],
+        "mountpoint": os.fsdecode(mountpoint),
         "options": {
             "read_only": options.read_only,
             "allow_other": options.allow_other,
+            "allow_root": options.allow_root,
             "suid": options.suid,
             "dev": options.dev,
             "exec": options.exec,
             "atime": options.atime,
+            "diratime": options.diratime,
+            "sync": options.sync,
+            "dirsync": options.dirsync,
             "timeout": options.timeout,
             "open": "serve" if session.context.serves_open else "refuse",
-            "fsname": os.fsdecode(options.fsname or options.source),
+            "fsname": os.fsdecode(options.fsname) if options.fsname else tree.describe()[0]["path"],
             "subtype": os.fsdecode(options.subtype),
         },
         "uidmapping": _map(options.uidmap),
@@ -52,7 +60,7 @@ def _status(options: MountOptions, session: Session, tree: Tree, loop: Loop) -> 
     }
 
 
-def _stats(options: MountOptions, session: Session, tree: Tree, loop: Loop) -> dict[str, Any]:
+def _stats(session: Session, tree: Tree, loop: Loop) -> dict[str, Any]:
     return {"pid": os.getpid(), "requests": session.counters.report(), **_sizes(session, tree, loop)}
 
 

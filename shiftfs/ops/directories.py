@@ -117,6 +117,15 @@ def _with_attributes(ctx: Context, inode: Inode, row: Row) -> bytes | None:
     return dirents.direntplus(entry, ctx.tree.numbers(attributes), cookie, attributes.mode >> 12, name)
 
 
+def synced(ctx: Context, nodeids: set[int], payload: Payload) -> Later:
+    """The answer to a change of directories, once they are on disk (mount(8), dirsync)."""
+    for nodeid in nodeids:
+        held = ctx.tree.path(ctx.inodes.get(nodeid).entry)
+        opened: Descriptor = yield partial(ctx.tree.open_waiting, held, os.O_RDONLY | os.O_DIRECTORY)
+        yield partial(files.flush_to_disk, opened, False)
+    return payload
+
+
 def fsyncdir(ctx: Context, header: Header, request: requests.Fsync) -> Later:
     inode = ctx.inodes.get(header.nodeid)
     held = ctx.tree.path(inode.entry)
