@@ -15,7 +15,7 @@ from functools import partial
 from typing import Final
 
 from . import mount, status
-from .daemon import Daemon
+from .daemon import Daemon, tell_service_manager
 from .layer import PSEUDO_NAMES, Layer, is_pseudo
 from .loop import Loop
 from .mount import MountError, MountInfo
@@ -160,7 +160,9 @@ class Mount:
         self._serving()
 
     def _serving(self) -> None:
-        if self._daemon is not None:
+        if self._daemon is None:
+            tell_service_manager()
+        else:
             self._daemon.ready()
             self._in_background = True
             syslog.openlog("shiftfs", syslog.LOG_PID, syslog.LOG_DAEMON)

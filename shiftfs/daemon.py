@@ -5,6 +5,7 @@ Owns the pipe between the command and the daemon. Main thread, before any other 
 
 import contextlib
 import os
+import socket
 from typing import Final, NoReturn
 
 _READY: Final = b"\0"
@@ -45,6 +46,16 @@ class Daemon:
         if self._pipe >= 0:
             with contextlib.suppress(BrokenPipeError):
                 os.write(self._pipe, message.encode(errors="surrogateescape"))
+
+
+def tell_service_manager() -> None:
+    """READY=1 to whoever runs us in the foreground and wants to know (sd_notify(3), systemd's Type=notify)."""
+    name = os.environ.get("NOTIFY_SOCKET", "")
+    if not name:
+        return
+    address = "\0" + name[1:] if name.startswith("@") else name
+    with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as to:
+        to.sendto(b"READY=1", address)
 
 
 def _wait(pipe: int) -> NoReturn:

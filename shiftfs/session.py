@@ -28,8 +28,10 @@ _INTERRUPT: Final = int(Opcode.INTERRUPT)
 _HEADER_SIZE: Final = 40
 _NO_REPLY: Final = frozenset({_FORGET, _BATCH_FORGET, _INTERRUPT, int(Opcode.NOTIFY_REPLY)})
 _DIRECTORY_CHANGES: Final = frozenset(
-    (Opcode.SYMLINK, Opcode.MKNOD, Opcode.MKDIR, Opcode.UNLINK, Opcode.RMDIR, Opcode.RENAME, Opcode.RENAME2)
-    + (Opcode.LINK, Opcode.CREATE)
+    [
+        *(Opcode.SYMLINK, Opcode.MKNOD, Opcode.MKDIR, Opcode.LINK, Opcode.CREATE),
+        *(Opcode.UNLINK, Opcode.RMDIR, Opcode.RENAME, Opcode.RENAME2),
+    ]
 )
 _SIGKILL_BIT: Final = 1 << 8
 _MINOR_OF_STRIPPED_SET_GID: Final = 37

@@ -6,7 +6,9 @@ daemon had to be killed.
 
 import json
 import os
+import select
 import signal
+import socket
 import subprocess
 import tempfile
 from collections import Counter
@@ -100,7 +102,7 @@ def mounted(
     args = [*_prefix(user), *limits, *SHIFTFS, *(["-f"] if foreground else [])]
     args += [*(["-o", ",".join(options)] if options else []), str(source), str(path)]
     known = set(mount_table())  # not the ids alone: another's mount goes meanwhile, and ours gets its id
-    with _in_foreground(args, path, known) if foreground else _daemonized(args):
+    with _in_foreground(args, path) if foreground else _daemonized(args):
         mount = Mount(source, path, newest_mount(path), user)
         assert mount.entry not in known, f"the command returned, and mounted nothing at {path}"
         started = ""
@@ -124,17 +126,19 @@ def _daemonized(args: Sequence[str]) -> Iterator[None]:
 
 
 @contextmanager
-def _in_foreground(args: Sequence[str], path: Path, known: set[MountEntry]) -> Iterator[None]:
-    def ended_or_mounted() -> bool:
-        fresh = (entry for entry in mount_table() if entry not in known)
-        return process.poll() is not None or any(entry.path == str(path) for entry in fresh)
+def _in_foreground(args: Sequence[str], path: Path) -> Iterator[None]:
+    """Once the command says that it serves, as it does to a service manager: before, the mount may be replaced."""
 
-    with tempfile.TemporaryFile() as output:
-        process = subprocess.Popen(
-            args, stdin=subprocess.DEVNULL, stdout=output, stderr=output, env=environment()
-        )
+    def ended_or_serving() -> bool:
+        return process.poll() is not None or bool(select.select([ready], [], [], 0)[0])
+
+    with tempfile.TemporaryFile() as output, socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as ready:
+        name = f"shiftfs-test-{os.getpid()}-{path}"
+        ready.bind(f"\0{name}")
+        told = {**environment(), "NOTIFY_SOCKET": f"@{name}"}
+        process = subprocess.Popen(args, stdin=subprocess.DEVNULL, stdout=output, stderr=output, env=told)
         try:
-            wait_until(ended_or_mounted, f"a mount at {path}", MOUNT_LIMIT)
+            wait_until(ended_or_serving, f"a mount at {path}", MOUNT_LIMIT)
             if process.returncode is not None:
                 output.seek(0)
                 said = output.read().decode(errors="replace")
@@ -164,4 +168,5 @@ def _expect_end(pid: int, started: str) -> None:
         )
     except AssertionError as failure:
         os.kill(pid, signal.SIGKILL)
+        wait_until(lambda: start_time(pid) != started, f"end of process {pid}, killed", MOUNT_LIMIT)
         raise Leftover(f"killed: {failure}") from None
