@@ -2,11 +2,11 @@
 
 import errno
 import os
-import stat
 from functools import partial
 from typing import Final
 
 from ..inodes import Inode
+from ..shift.idmap import UNMAPPED
 from ..sys import files
 from ..tree import Attributes, Change
 from ..wire import replies, requests
@@ -32,7 +32,6 @@ _LARGE: Final = 8192
 """Blocks of 512 bytes from which on a truncation is left to a worker."""
 
 _STATX_BASIC: Final = files.STATX_BASIC_STATS
-_NO_OWNER: Final = 0xFFFFFFFF
 _UNCHANGED: Final = 0xFFFFFFFF
 """The id that chown(2) takes for `as it is`."""
 
@@ -67,17 +66,17 @@ def setattr(ctx: Context, header: Header, request: requests.Setattr) -> Result:
 def _change(ctx: Context, header: Header, request: requests.Setattr, before: Attributes) -> Change | None:
     """What to do besides truncating, in real ids; None for nothing. EOVERFLOW and EPERM before anything is done."""
     valid = request.valid
-    if valid & (_OWNER | _MODE) or not valid & _ANYTHING:
+    if valid & (_OWNER | _MODE):
         ctx.refuse_unmapped_owner(before)
     mode = request.mode if valid & _MODE else None
     if valid & _KILL_SUIDGID and mode is None:
         mode = without_set_ids(before.mode)
     uid = ctx.uids.real[request.uid] if valid & _UID else None
     gid = ctx.gids.real[request.gid] if valid & _GID else None
-    if _NO_OWNER in (uid, gid):
+    if UNMAPPED in (uid, gid):
         raise OSError(errno.EOVERFLOW, os.strerror(errno.EOVERFLOW))
     if not valid & _ANYTHING:
-        uid = gid = _no_owner_given(ctx, header, before)
+        uid = gid = _no_attribute_given(ctx, header, before)
     atime = mtime = None
     if valid & _TIMES:
         atime = _time(valid & _ATIME_NOW, valid & _ATIME, request.atime, request.atimensec)
@@ -86,18 +85,16 @@ def _change(ctx: Context, header: Header, request: requests.Setattr, before: Att
     return change if any(value is not None for value in change) else None
 
 
-def _no_owner_given(ctx: Context, header: Header, before: Attributes) -> int | None:
-    """What chown(-1, -1) arrives as: the ids with which the layer's own chown(2) does what remains of it.
+def _no_attribute_given(ctx: Context, header: Header, before: Attributes) -> int | None:
+    """The ids with which the layer's own chown(2) does what a SETATTR of nothing asks for; None for nothing to do.
 
-    It moves the change time and takes set-id bits and file capabilities away. Nobody has checked the caller's right to
-    that: the kernel has left out ATTR_MODE, at which it would have (fs/fuse/dir.c, fuse_setattr). So EPERM where it
-    says so for a plain file, and nothing at all is done to what is somebody else's.
+    It comes of chown(-1, -1), and of a write that takes set-id bits and file capabilities away (fs/fuse/dir.c,
+    fuse_setattr, leaves ATTR_MODE out). Nobody has checked the caller's right to the first, and the second is not to
+    fail: so to what is somebody else's, or an unmapped id's, nothing is done here. Its bits go with the WRITE itself.
     """
-    if header.uid in (0, ctx.uids.shown[before.uid]):
-        return _UNCHANGED
-    if not stat.S_ISDIR(before.mode) and before.mode & (stat.S_ISUID | stat.S_ISGID):
-        raise OSError(errno.EPERM, os.strerror(errno.EPERM))
-    return None
+    if UNMAPPED in (ctx.uids.shown[before.uid], ctx.gids.shown[before.gid]):
+        return None
+    return _UNCHANGED if header.uid in (0, ctx.uids.shown[before.uid]) else None
 
 
 def _time(now: int, given: int, seconds: int, nanoseconds: int) -> tuple[int, int] | None:
