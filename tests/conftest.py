@@ -56,6 +56,15 @@ def watchdog(area: Path) -> Iterator[Watchdog]:
         process.end()
 
 
+@pytest.fixture(autouse=True)
+def umask() -> Iterator[None]:
+    """A session served in this process takes its callers' umasks; what other tests make must not be born with them."""
+    before = os.umask(0o022)
+    os.umask(before)
+    yield
+    os.umask(before)
+
+
 @pytest.fixture(scope="module", autouse=True)
 def module_leaves_nothing(area: Path, watchdog: Watchdog) -> Iterator[None]:
     """For what the fixtures of a module hold from one test to the next."""
