@@ -59,10 +59,9 @@ def watchdog(area: Path) -> Iterator[Watchdog]:
 @pytest.fixture(autouse=True)
 def umask() -> Iterator[None]:
     """A session served in this process takes its callers' umasks; what other tests make must not be born with them."""
-    before = os.umask(0o022)
-    os.umask(before)
+    os.umask(0o022)
     yield
-    os.umask(before)
+    os.umask(0o022)
 
 
 @pytest.fixture(scope="module", autouse=True)
