@@ -50,7 +50,7 @@ _REMOTE: Final = frozenset(
 """Filesystems that wait for another machine or process, for as long as it pleases."""
 
 PSEUDO_NAMES: Final = frozenset(
-    {"proc", "sysfs", "cgroup", "cgroup2", "debugfs", "tracefs", "securityfs", "configfs", "selinuxfs", "pstore"}
+    b"proc sysfs cgroup cgroup2 debugfs tracefs securityfs configfs selinuxfs pstore".split()
 )
 """The same filesystems, as /proc/self/mountinfo calls them."""
 

@@ -23,11 +23,11 @@ class MountError(Exception):
 
 
 class MountInfo(NamedTuple):
-    """One line of /proc/self/mountinfo (proc(5))."""
+    """One line of /proc/self/mountinfo (proc(5)). Whoever mounts chooses the kind's bytes, behind `fuse.`."""
 
     device: str
     path: bytes
-    kind: str
+    kind: bytes
     source: bytes
 
 
@@ -122,7 +122,7 @@ def listed() -> list[MountInfo]:
         for line in lines:
             fields, _, rest = line.partition(b" - ")
             words, kinds = fields.split(b" "), rest.split(b" ")
-            infos.append(MountInfo(words[2].decode(), _unescape(words[4]), kinds[0].decode(), _unescape(kinds[1])))
+            infos.append(MountInfo(words[2].decode(), _unescape(words[4]), _unescape(kinds[0]), _unescape(kinds[1])))
     return infos
 
 

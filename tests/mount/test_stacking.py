@@ -225,6 +225,15 @@ def test_over_mounts_in_the_source(source: Path) -> None:
     assert (source / "moved").exists()
 
 
+def test_beside_a_mount_whose_type_is_not_text(source: Path, place: Path) -> None:
+    """Every user may mount one, and everybody's table of mounts has it."""
+    kind = os.fsdecode(b"\xff some\\kind")
+    with mounted(source, place, f"subtype={kind.replace(chr(92), chr(92) * 2)}") as mount:
+        assert mount.entry.kind == f"fuse.{kind}"
+        with mounted(source) as other:
+            works(other.path, Caller(5, 5))
+
+
 # --- by others than root ---
 
 
