@@ -77,10 +77,9 @@ class Layer:
         opened = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         self.private = False
         with contextlib.suppress(OSError):  # no CAP_SYS_ADMIN, or before Linux 5.12: the plain directory serves
-            clone = mounts.clone_tree(opened)
+            copy = _open_copy(opened)
             os.close(opened)
-            opened = os.open(b".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=clone)
-            os.close(clone)
+            opened = copy
             self.private = True
         self.root = Descriptor(opened, os.close)
         self._statx = files.StatxBuffer()
@@ -137,6 +136,15 @@ class Layer:
 
     def open_path(self, directory: int, name: bytes) -> int:
         return os.open(name, _NOFOLLOW, dir_fd=directory)
+
+
+def _open_copy(directory: int) -> int:
+    """The same directory in a private copy of its mounts, open to be read. Raises OSError."""
+    clone = mounts.clone_tree(directory)
+    try:
+        return os.open(b".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=clone)
+    finally:
+        os.close(clone)
 
 
 def is_pseudo(fd: int) -> bool:
