@@ -300,6 +300,11 @@ class _Options:
     def take(self, word: str) -> None:
         """Take one word, NAME or NAME=VALUE."""
         name, equals, value = word.partition("=")
+        if name == "remount":
+            raise UsageError(
+                "remount is not for a helper of mount(8), which can only mount anew; to change the flags of a mount run"
+                " `mount -i -o remount,bind,ro MOUNTPOINT`, with all flags that it is to have"
+            )
         if name in _UNSUPPORTED:
             raise UsageError(
                 f"{name} is not supported in this version, which shows one SOURCE without layers; omit it"

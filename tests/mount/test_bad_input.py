@@ -93,6 +93,9 @@ BAD = {
     "a value that cannot be": Bad(
         ["-o", "open=maybe", "source", "mountpoint"], ["open=maybe", "auto, refuse or serve"]
     ),
+    "a remount": Bad(
+        ["-o", "rw,remount,ro", "source", "mountpoint"], ["remount", "`mount -i -o remount,bind,ro MOUNTPOINT`"]
+    ),
     "layers": Bad(["-o", "lowerdir=source", "mountpoint"], ["lowerdir", "not supported"]),
 }
 

@@ -231,6 +231,14 @@ def test_another_mount_on_the_same_place_is_left_alone(source: Path, place: Path
         assert os.listdir(place) == ["upper"]
 
 
+def test_a_remount_as_the_refusal_of_ours_advises(source: Path) -> None:
+    with mounted(source) as mount:
+        run(["mount", "-i", "-o", "remount,bind,ro", mount.path])
+        assert errno_of(lambda: (mount.path / "new").touch()) == errno.EROFS
+        run(["mount", "-i", "-o", "remount,bind,rw", mount.path])
+        (mount.path / "new").touch()
+
+
 # --- what a mount says of itself ---
 
 
