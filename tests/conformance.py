@@ -9,6 +9,7 @@ Prints the table of docs/conformance.md and each deviation; exit status 1 if the
 import argparse
 import re
 import shutil
+import signal
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -149,6 +150,7 @@ def main() -> int:
     parser.add_argument("--layer", default="ext4", choices=("ext4", "xfs", "btrfs"), help="filesystem beneath")
     parser.add_argument("--jobs", type=int, default=4, help="test files at a time")
     arguments = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # so that all is taken away then too
     area = open_directory("shiftfs-conformance-")
     tempfile.tempdir = str(area)
     try:
