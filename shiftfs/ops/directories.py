@@ -5,6 +5,7 @@ hash is a name's cookie: it stays the same when names beside it come and go, and
 whoever is in the middle misses nothing and sees nothing twice, with no state kept for him.
 """
 
+import errno
 import operator
 import os
 from bisect import bisect_right
@@ -24,6 +25,7 @@ Row = tuple[int, bytes, int, int]
 Pack = Callable[[Row], bytes | None]
 
 _DIRECTORY: Final = 4
+_GONE: Final = frozenset({errno.ENOENT, errno.ESTALE})
 _DOTS: Final = 2
 _HASH_MASK: Final = (1 << 62) - 1
 _LARGE: Final = 256 * 1024
@@ -107,12 +109,15 @@ def _dot(row: Row) -> bytes:
 
 
 def _with_attributes(ctx: Context, inode: Inode, row: Row) -> bytes | None:
-    """None for a name that has gone since the snapshot, or that cannot be looked at."""
-    cookie, name, _, _ = row
+    """None for a name that has gone since the snapshot. One that cannot be looked at is still there: it is told
+    without attributes, so who asks for them learns why not."""
+    cookie, name, number, kind = row
     try:
         key, attributes = ctx.tree.lookup(inode.entry, name)
-    except OSError:
-        return None
+    except OSError as error:
+        if error.errno in _GONE:
+            return None
+        return dirents.direntplus(dirents.NO_ENTRY, number, cookie, kind, name)
     entry = ctx.adopt(inode, name, key, attributes)
     return dirents.direntplus(entry, ctx.tree.numbers(attributes), cookie, attributes.mode >> 12, name)
 

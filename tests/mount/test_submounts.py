@@ -2,14 +2,16 @@
 
 import errno
 import os
+import signal
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
-from harness import Mount, mounted, newest_mount, open_directory, run, unmount
+from harness import Mount, mounted, newest_mount, open_directory, run, unmount, wait_until
 from harness.calls import RENAME_EXCHANGE, drop_dentries, opened, refuses, renameat2, watching
+from harness.shifted import start_time
 
 
 @pytest.fixture(scope="module", params=["open=refuse", "open=serve"])
@@ -90,6 +92,22 @@ def test_a_directory_in_two_places_is_two_and_its_files_are_one(mount: Mount) ->
             os.write(fd, b"CONTENT")
         assert watch.events() == [2]
     assert (mount.path / "bound/dir/file").read_text() == "CONTENT"
+
+
+def test_a_dead_mount_is_listed(tmp_path: Path) -> None:
+    """It cannot be looked at, and is there; amid others, since what comes last is asked for without attributes."""
+    others = [f"alive{number}" for number in range(50)]
+    for name in ("other", "source/dead", *(f"source/{name}" for name in others)):
+        (tmp_path / name).mkdir(parents=True)
+    with mounted(tmp_path / "other", tmp_path / "source/dead", "timeout=0") as inner:
+        os.kill(inner.pid, signal.SIGKILL)
+        wait_until(lambda: not start_time(inner.pid), "the end of the inner one")
+        with mounted(tmp_path / "source") as outer:
+            for _ in range(2):
+                assert sorted(os.listdir(outer.path)) == sorted(["dead", *others])
+            with pytest.raises(OSError) as caught:
+                (outer.path / "dead").stat()
+            assert caught.value.errno in (errno.ENOTCONN, errno.ECONNABORTED)
 
 
 def test_what_is_mounted_later_is_not_entered(mount: Mount) -> None:
