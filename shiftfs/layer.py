@@ -160,11 +160,11 @@ def reopen(fd: int, flags: int) -> int:
 def list_names(fd: int, noatime: int = os.O_NOATIME) -> list[tuple[bytes, int, int]]:
     """Name, inode number and DT_ type of all in the directory behind an O_PATH descriptor. `noatime`: O_NOATIME, or 0
     for the listing to count as an access. Any thread."""
-    flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+    flags = os.O_RDONLY | os.O_DIRECTORY
     try:
-        opened = os.open(b".", flags | noatime, dir_fd=fd)
+        opened = reopen(fd, flags | noatime)  # not ".", which only those find who may search the directory
     except PermissionError:  # O_NOATIME is for owners
-        opened = os.open(b".", flags, dir_fd=fd)
+        opened = reopen(fd, flags)
     try:
         return files.list_directory(opened)
     finally:

@@ -1,6 +1,8 @@
 """Listings, also while what is listed changes; on a plain directory and on mounts alike."""
 
+import errno
 import os
+import pwd
 import shutil
 import stat
 from collections import Counter
@@ -9,12 +11,13 @@ from pathlib import Path
 
 import pytest
 
-from harness import Mount, run, wait_until
-from harness.calls import Dirent, all_dirents, drop_dentries, getdents, opened
+from harness import Caller, Mount, mounted, run, wait_until
+from harness.calls import Dirent, all_dirents, drop_dentries, getdents, opened, refuses
 from harness.places import Place
 
 HUGE = 40_000
 DOTS = {b".", b".."}
+DAEMON = pwd.getpwnam("daemon").pw_uid
 
 
 def names(dirents: list[Dirent]) -> list[bytes]:
@@ -118,6 +121,23 @@ def test_two_readers_do_not_disturb_each_other(place: Place) -> None:
             seen_two += names(getdents(two, 900))
         assert Counter(seen_one) == made
         assert Counter(seen_two + names(all_dirents(two))) == made
+
+
+def test_a_directory_that_may_be_read_and_not_searched(tmp_path: Path, fuse_for_users: None) -> None:
+    """Its names are to be had, natively and on a mount of its owner, who has no right to pass over modes."""
+    source = tmp_path / "source"
+    (source / "closed").mkdir(parents=True)
+    fill(source / "closed", 5)
+    for path in (source, source / "closed"):
+        os.chown(path, DAEMON, DAEMON)
+    (source / "closed").chmod(0o400)
+    me = Caller(DAEMON, DAEMON)
+    with mounted(source, user=DAEMON) as mount:
+        for _ in range(2):
+            found = me(os.listdir, mount.path / "closed")
+            assert sorted(found) == sorted(me(os.listdir, source / "closed"))
+            assert len(found) == 5
+        refuses(errno.EACCES, me, os.lstat, mount.path / "closed" / nth("entry", 0))
 
 
 # Directories that change while they are read.
