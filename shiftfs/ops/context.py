@@ -24,7 +24,9 @@ Later = Generator[Work, Any, Payload]
 Result = Payload | Later | None
 """What a handler answers: a payload, a payload later, or nothing at all (FORGET)."""
 
-_LISTINGS: Final = 256
+_LISTED_NAMES: Final = 1_000_000
+"""How many names the listings that are kept may have together."""
+
 DONE: Final = b""
 
 
@@ -61,7 +63,7 @@ class Context:
         self.kernel_strips_set_gid = False  # until INIT tells
         self.credentials = Credentials(uids, gids)
         self.scratch = memoryview(bytearray(max_write))
-        self.listings: LRUCache[Inode, Any] = LRUCache(_LISTINGS)
+        self.listings: LRUCache[Inode, Any] = LRUCache(_LISTED_NAMES, getsizeof=_weight)
         self.handles: dict[int, Any] = {}
         self.last_handle = 0
         self.kept: FIFOCache[Any, None] = FIFOCache(max(tree.descriptors()["bound"] // 2, 8))
@@ -112,6 +114,12 @@ class Context:
         """Nobody may change the owner, mode or flags of what an unmapped id owns: EPERM."""
         if self.uids.shown[attributes.uid] == UNMAPPED or self.gids.shown[attributes.gid] == UNMAPPED:
             raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+
+
+def _weight(listing: list[Any]) -> int:
+    """An empty listing counts as well. One too large is kept alone: made anew for each part that is read of it, it
+    would never come to an end."""
+    return min(len(listing) + 1, _LISTED_NAMES)
 
 
 def not_supported(number: int = errno.ENOSYS) -> OSError:

@@ -1,5 +1,6 @@
 """Listings: read in parts of any size, while the directory changes, each name comes once."""
 
+import errno
 import struct
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -9,9 +10,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from harness.device import Served, served
-from harness.memory import MemoryTree
-from shiftfs.ops import directories
-from shiftfs.tree import Listed
+from harness.memory import MemoryTree, Node
+from shiftfs.ops import context, directories
+from shiftfs.tree import Descriptor, Listed
 from shiftfs.wire.abi import ROOT_ID, Opcode
 
 DIRENT = struct.Struct("@QQII")
@@ -43,9 +44,9 @@ def mount(tree: MemoryTree) -> Iterator[Served]:
         yield running
 
 
-def read(mount: Served, offset: int, size: int, plus: bool = False) -> list[Row]:
+def read(mount: Served, offset: int, size: int, plus: bool = False, nodeid: int = ROOT_ID) -> list[Row]:
     opcode = Opcode.READDIRPLUS if plus else Opcode.READDIR
-    answer = mount.device.ask(opcode, struct.pack("@QqIIQII", 0, offset, size, 0, 0, 0, 0), ROOT_ID)
+    answer = mount.device.ask(opcode, struct.pack("@QqIIQII", 0, offset, size, 0, 0, 0, 0), nodeid)
     assert answer.errno == 0 and len(answer.payload) <= size
     rows, position = [], 0
     while position < len(answer.payload):
@@ -58,9 +59,11 @@ def read(mount: Served, offset: int, size: int, plus: bool = False) -> list[Row]
     return rows
 
 
-def read_all(mount: Served, sizes: Iterator[int] | None = None, plus: bool = False, offset: int = 0) -> list[Row]:
+def read_all(
+    mount: Served, sizes: Iterator[int] | None = None, plus: bool = False, offset: int = 0, nodeid: int = ROOT_ID
+) -> list[Row]:
     found: list[Row] = []
-    while rows := read(mount, offset, next(sizes) if sizes else 600, plus):
+    while rows := read(mount, offset, next(sizes) if sizes else 600, plus, nodeid):
         found += rows
         offset = rows[-1].cookie
     return found
@@ -153,6 +156,52 @@ def test_a_name_that_went_since_the_snapshot_is_left_out(mount: Served, tree: Me
     del tree.root.children[gone]
     found = names(first) + names(read_all(mount, plus=True, offset=first[-1].cookie))
     assert gone not in found and len(found) == COUNT + 1
+
+
+@pytest.mark.parametrize(
+    ("number", "told"), [(errno.ENOENT, False), (errno.ESTALE, False), (errno.EIO, True), (errno.ENOTCONN, True)]
+)
+def test_a_name_that_cannot_be_looked_at_is_told_all_the_same(
+    mount: Served, tree: MemoryTree, number: int, told: bool
+) -> None:
+    plain = read_all(mount)
+    tree.failing["lookup"] = OSError(number, "of the layer")
+    found = read_all(mount, plus=True)
+    assert found == (plain if told else plain[:2])
+    assert len(mount.session.context.inodes) == 1
+
+
+def test_listings_are_bounded_by_their_names(tree: MemoryTree, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[bytes] = []
+    listing = tree.listing
+
+    def counted(entry: Node, held: Descriptor) -> list[Listed]:
+        made.append(entry.target)
+        return listing(entry, held)
+
+    monkeypatch.setattr(tree, "listing", counted)
+    monkeypatch.setattr(context, "_LISTED_NAMES", 100)
+    for name, count in ((b"empty", 0), (b"small", 30), (b"large", 200)):
+        directory = tree.add(tree.root, name, DIRECTORY)
+        directory.target = name
+        for number in range(count):
+            tree.add(directory, b"%d" % number, REGULAR)
+    with served(tree) as mount:
+        kept = mount.session.context.listings
+        nodeids = {name: mount.device.look(name) for name in (b"empty", b"small", b"large")}
+
+        def sizes() -> list[int]:
+            return sorted(len(rows) for rows in kept.values())
+
+        read(mount, 0, 600)
+        read(mount, 0, 600, nodeid=nodeids[b"small"])
+        assert sizes() == [30, COUNT + 3]
+        read(mount, 0, 600, nodeid=nodeids[b"empty"])
+        assert sizes() == [0, 30, COUNT + 3]
+        made.clear()
+        assert len(read_all(mount, nodeid=nodeids[b"large"])) == 202
+        assert sizes() == [200], "one that is too large is kept alone"
+        assert made == [b"large"], "it is not made anew for each part"
 
 
 def test_a_large_directory_is_listed_on_a_worker(
