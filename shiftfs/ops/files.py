@@ -92,9 +92,22 @@ def read(ctx: Context, header: Header, request: requests.Read) -> Result:
 
 
 def _read_later(ctx: Context, inode: Inode, own: Descriptor | None, request: requests.Read, size: int) -> Later:
-    descriptor = own or (yield from opened(ctx, inode, writable=False, fh=request.fh))
+    if own is not None:
+        part: bytes = yield partial(_read_once, own, size, request.offset)
+        return part
+    descriptor = yield from opened(ctx, inode, writable=False, fh=request.fh)
     content: bytes = yield partial(_read_fully, descriptor, size, request.offset)
     return content
+
+
+def _read_once(descriptor: Descriptor, size: int, offset: int) -> bytes:
+    """As much as there is: where content is made while it is read, asking for more may wait for it."""
+    try:
+        return os.pread(descriptor.fd, size, offset)
+    except OSError as error:
+        if error.errno != errno.ESPIPE:
+            raise
+    return os.read(descriptor.fd, size)
 
 
 def _read_fully(descriptor: Descriptor, size: int, offset: int) -> bytes:

@@ -27,7 +27,7 @@ _NO_FLUSH: Final = int(FOpen.NOFLUSH)
 _SCHEDULE: Final = int(PollFlag.SCHEDULE_NOTIFY)
 _ALWAYS_READY: Final = select.POLLIN | select.POLLOUT | select.POLLRDNORM | select.POLLWRNORM
 _CHANGED: Final = select.POLLPRI | select.POLLERR
-_OWN_FLAGS: Final = os.O_ACCMODE | os.O_APPEND
+_OWN_FLAGS: Final = os.O_ACCMODE | os.O_APPEND | os.O_NONBLOCK
 
 
 class OpenFile:

@@ -1,5 +1,6 @@
 """Files whose size is 0 although they have content: procfs, sysfs, cgroup2, by themselves and inside another tree."""
 
+import errno
 import os
 import select
 import subprocess
@@ -10,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from harness import Mount, mounted, newest_mount, open_directory, run, unmount
-from harness.calls import birth_time, drop_dentries, in_child, opened, unshare_mounts
+from harness.calls import birth_time, drop_dentries, in_child, opened, refuses, unshare_mounts
 
 PROC = ["version", "cpuinfo", "filesystems", "sys/kernel/ostype", "sys/fs/file-max", "1/status", "kallsyms"]
 
@@ -51,9 +52,9 @@ def test_a_file_of_procfs_is_read_in_full(proc: Mount, name: str) -> None:
 
 def test_a_long_file_is_read_in_any_pieces(proc: Mount) -> None:
     real = Path("/proc/kallsyms").read_bytes()
-    with opened(proc.path / "kallsyms") as fd:
+    with opened(proc.path / "kallsyms") as fd, opened(Path("/proc/kallsyms")) as native:
         for size in (100, 4096, 200_000):
-            assert os.pread(fd, size, 0) == real[:size]
+            assert os.pread(fd, size, 0) == os.pread(native, size, 0) != b""
             os.lseek(fd, 0, os.SEEK_SET)
             pieces: list[bytes] = []
             while sum(map(len, pieces)) < 300_000 and (piece := os.read(fd, size)):
@@ -209,6 +210,31 @@ def test_cgroup_events_wake_who_polls(cgroups: tuple[Mount, Path]) -> None:
             child.wait(10)
         assert poller.poll(10_000)
     (real / "polled").rmdir()
+
+
+@pytest.fixture
+def traces(tmp_path: Path) -> Iterator[Path]:
+    """A trace buffer of one's own."""
+    run(["mount", "-t", "tracefs", "none", tmp_path])
+    entry = newest_mount(tmp_path)
+    try:
+        own = tmp_path / "instances" / f"shiftfs-test-{os.getpid()}"
+        own.mkdir()
+        try:
+            yield own
+        finally:
+            own.rmdir()
+    finally:
+        unmount(entry)
+
+
+def test_a_stream_gives_what_there_is(traces: Path) -> None:
+    """And neither waits to fill the buffer, nor where the caller does not want to wait."""
+    with mounted(traces) as mount, opened(mount.path / "trace_pipe", os.O_NONBLOCK) as fd:
+        for text in ("first", "second"):
+            (traces / "trace_marker").write_text(text)
+            assert text.encode() in os.read(fd, 10_000)
+            refuses(errno.EAGAIN, os.read, fd, 10_000)
 
 
 def test_a_pseudo_filesystem_inside_an_ordinary_tree(tmp_path: Path) -> None:

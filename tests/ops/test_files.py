@@ -126,6 +126,25 @@ def test_short_reads_are_made_whole(memfd: Descriptor, monkeypatch: pytest.Monke
     assert files._read_fully(memfd, 10, len(CONTENT)) == b""
 
 
+def test_a_handles_own_descriptor_is_read_once(tree: MemoryTree, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a stream has given is the answer; the next read may wait for ever."""
+    monkeypatch.setattr(tree, "is_pseudo", lambda fd: True)
+    reads: list[int] = []
+    read = os.pread
+
+    def short(fd: int, size: int, offset: int) -> bytes:
+        reads.append(size)
+        return read(fd, min(size, 100), offset)
+
+    with served(tree) as mount:
+        nodeid = mount.device.look(b"file")
+        fh = struct.unpack_from("@Q", mount.device.ask(Opcode.OPEN, bytes(8), nodeid).payload)[0]
+        monkeypatch.setattr(os, "pread", short)
+        body = struct.pack("@QqIIQII", fh, 10, 5000, 0, 0, 0, 0)
+        assert mount.device.ask(Opcode.READ, body, nodeid).payload == CONTENT[10:110]
+        assert reads == [5000]
+
+
 @pytest.mark.parametrize(
     ("outcomes", "count"),
     [([10], 10), ([4, 3, 3], 10), ([4, OSError(errno.ENOSPC, "full")], 4), ([4, 0], 4)],
