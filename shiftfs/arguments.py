@@ -116,7 +116,7 @@ behaviour:
                       with atime: for directories as well (default), or not
   sync, async         write through to the disk at once, or not (default)
   dirsync             likewise for changes of directories
-  max_write=BYTES     the largest write request, 4096 to 1048576; 0 (default) leaves it to the program
+  max_write=BYTES     the largest write request, 131072 to 1048576; 0 (default) leaves it to the program
   fsname=NAME         what /proc/mounts shows as the source
   subtype=NAME        what it shows as the type, after "fuse." (default shiftfs)
   context=, fscontext=, defcontext=, rootcontext=CONTEXT

@@ -105,7 +105,9 @@ class Mount:
         self._tree = SourceTree(layer, bound, noatime=not options.atime, nodiratime=not options.diratime)
         only_uids = frozenset({0, os.geteuid()}) if options.allow_root and os.geteuid() != 0 else None
         # What the kernel opens by itself, it opens for everybody: allow_root needs to be asked.
-        serves_open = options.open == "serve" or only_uids is not None
+        # And without the right to pass over modes, what was created unreadable is only written while it stays open.
+        powerless = not privileges.effective_capabilities() >> privileges.CAP_DAC_OVERRIDE & 1
+        serves_open = options.open == "serve" or only_uids is not None or (options.open == "auto" and powerless)
         if options.open == "auto" and not serves_open:
             serves_open = _sizes_may_lie(options.source, layer)
         self._mountpoint = os.path.realpath(options.mountpoint)
@@ -190,7 +192,7 @@ def _raise_descriptor_limit() -> int:
     """Take all descriptors that we may have; how many of them the tree may use."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    return max(64, min(_DESCRIPTORS, hard // 2, hard - _SPARE_DESCRIPTORS))
+    return max(64, min(_DESCRIPTORS, (hard - _SPARE_DESCRIPTORS) // 3))
 
 
 def _stay_within_quota() -> None:

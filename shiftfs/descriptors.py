@@ -62,6 +62,7 @@ class Descriptors:
         self._paths = _Bounded(max(bound // 2, 8), "path")
         self._data = _Bounded(max(bound // 2, 8), "data")
         self._pinned: set[Entry] = set()
+        self._most_pinned = max(bound, 16)
         self._writers: dict[Entry, float] = {}
         self._noatime = os.O_NOATIME if noatime else 0
         root_key, _ = layer.look(layer.root.fd, b"")
@@ -73,13 +74,26 @@ class Descriptors:
         held = entry.path
         if held is not None:
             return held
+        try:
+            return self._walk(entry)
+        except OSError as error:
+            if error.errno != errno.ESTALE or entry.handle is None:
+                raise
+        # The way to it is gone; the inode itself need not be.
+        found = self._by_handle(entry)
+        if found is None:
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+        return self._keep_path(entry, found)
+
+    def _walk(self, entry: Entry) -> Descriptor:
+        """From the nearest directory above that is open, name by name."""
         chain = [entry]
         while (parent := chain[-1].parent) is not None and parent.path is None:
             chain.append(parent)
         above = chain[-1].parent
         if above is None or above.path is None:
             raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
-        held = above.path
+        held: Descriptor = above.path
         for missing in reversed(chain):
             held = self._open_path(held, missing)
         return held
@@ -93,22 +107,29 @@ class Descriptors:
             found = self._recover(parent, entry)
         if entry.handle is None and self._layer.opens_by_handle:
             entry.handle = handles.of(found.fd)
+        return self._keep_path(entry, found)
+
+    def _keep_path(self, entry: Entry, found: Descriptor) -> Descriptor:
         entry.path = found
         self._paths[entry] = None
         return found
 
+    def _by_handle(self, entry: Entry) -> Descriptor | None:
+        """What the entry's file handle leads to, if that is still the very inode."""
+        handle = entry.handle
+        if handle is None:
+            return None
+        try:
+            found = self._take(lambda: handles.open_handle(self._layer.root.fd, handle, os.O_PATH | os.O_NOFOLLOW))
+        except OSError:
+            return None
+        return found if self._layer.look(found.fd, b"")[0] == entry.key else None
+
     def _recover(self, parent: Descriptor, entry: Entry) -> Descriptor:
         """The inode is not where it was: by its handle, else among the names beside its old one."""
-        if entry.handle is not None:
-            try:
-                found = self._take(
-                    lambda: handles.open_handle(self._layer.root.fd, entry.handle or b"", os.O_PATH | os.O_NOFOLLOW)
-                )
-            except OSError:
-                pass
-            else:
-                if self._layer.look(found.fd, b"")[0] == entry.key:
-                    return found
+        by_handle = self._by_handle(entry)
+        if by_handle is not None:
+            return by_handle
         with contextlib.suppress(FileNotFoundError):  # the parent is itself removed, or the name just now
             for name, number, _ in real.list_names(parent.fd):
                 if number == entry.key[1]:
@@ -168,7 +189,9 @@ class Descriptors:
         return Descriptor(opening(), os.close, writable)
 
     def pin(self, entry: Entry) -> None:
-        """Its name is about to go: keep its descriptor until it is found under another or forgotten."""
+        """Its name is about to go: keep its descriptor until it is found under another or forgotten. ENFILE when
+        that would be one too many: whoever keeps that many removed files open shall not take the mount from others."""
+        self._check_pins()
         self.path(entry)
         self._paths.pop(entry, None)
         self._pinned.add(entry)
@@ -185,13 +208,15 @@ class Descriptors:
         if entry.handle is not None or len(self._pinned) > self._paths.maxsize:
             self.unpin(entry)
 
+    def _check_pins(self) -> None:
+        if len(self._pinned) >= self._most_pinned:
+            raise OSError(errno.ENFILE, os.strerror(errno.ENFILE))
+
     def adopt_unnamed(self, entry: Entry, path: Descriptor) -> None:
-        """An inode that never had a name (O_TMPFILE)."""
+        """An inode that never had a name (O_TMPFILE). ENFILE as for `pin`."""
+        self._check_pins()
         entry.path = path
         self._pinned.add(entry)
-
-    def is_pinned(self, entry: Entry) -> bool:
-        return entry in self._pinned
 
     def release(self, entry: Entry) -> None:
         """Close all that is held for the entry."""

@@ -18,6 +18,8 @@ Done = Callable[[Any, BaseException | None], None]
 
 MAX_WORKERS: Final = 64
 """Threads start one by one, as calls would otherwise wait; blocked ones cost memory only."""
+_MAX_LOST: Final = 448
+"""How many more may stand in for those that are blocked for callers who have been killed."""
 
 _TICK: Final = 0.5
 
@@ -38,13 +40,14 @@ class Loop:
         self._outcomes: collections.deque[tuple[Done, Any, BaseException | None]] = collections.deque()
         self._workers = 0
         self._running_calls = 0
+        self._lost = 0
         self._stopping = False
         self.on_tick: Callable[[float], bool] = lambda now: False
 
     def add(self, fd: int, ready: Callable[[], None], events: int = select.EPOLLIN) -> None:
         """Call `ready` whenever `fd` is."""
-        self._ready[fd] = ready
         self._poll.register(fd, events)
+        self._ready[fd] = ready
 
     def remove(self, fd: int) -> None:
         """Forget a descriptor; before it is closed."""
@@ -90,10 +93,22 @@ class Loop:
     def submit(self, call: Call, done: Done) -> None:
         """Run `call` on a worker, then `done(result, error)` on the loop. From the loop thread."""
         self._running_calls += 1
-        if self._running_calls > self._workers and self._workers < MAX_WORKERS:
+        self._grow()
+        self._calls.put((call, done))
+
+    def lost(self) -> None:
+        """Nobody waits any more for one of the calls under way, which may be blocked for good."""
+        self._lost += 1
+        self._grow()
+
+    def regained(self) -> None:
+        """Such a call has ended after all."""
+        self._lost -= 1
+
+    def _grow(self) -> None:
+        if self._running_calls > self._workers and self._workers < MAX_WORKERS + min(self._lost, _MAX_LOST):
             self._workers += 1
             threading.Thread(target=self._work, name="worker", daemon=True).start()
-        self._calls.put((call, done))
 
     def _work(self) -> None:
         while True:

@@ -167,7 +167,8 @@ def _seconds(value: str) -> float:
 
 
 def _write_size(value: str) -> int:
-    if not re.fullmatch("[0-9]{1,7}", value, re.ASCII) or not (value == "0" or 4096 <= int(value) <= 1 << 20):
+    # It bounds answers too, in pages: with less, the kernel has no room for the reports of shiftfsctl.
+    if not re.fullmatch("[0-9]{1,7}", value, re.ASCII) or not (value == "0" or 1 << 17 <= int(value) <= 1 << 20):
         raise ValueError
     return int(value)
 
@@ -207,7 +208,7 @@ _VALUED: Final[Mapping[str, _Valued]] = {
     "userns": _Valued(_name, "the PID of a process in the user namespace, or the path of its file"),
     "subid": _Valued(_name, "a user that has ranges in /etc/subuid and /etc/subgid"),
     "timeout": _Valued(_seconds, "seconds from 0 to 1000000000, such as 1 or 0.5"),
-    "max_write": _Valued(_write_size, "bytes from 4096 to 1048576, or 0 for the default"),
+    "max_write": _Valued(_write_size, "bytes from 131072 to 1048576, or 0 for the default"),
     "open": _Valued(_one_of("auto", "refuse", "serve"), "auto, refuse or serve"),
     "fsname": _Valued(_name, "a name to be shown as the source"),
     "subtype": _Valued(_name, "a name to be shown as the type"),

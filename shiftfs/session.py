@@ -6,6 +6,7 @@ beyond INIT, INTERRUPT and DESTROY. Loop thread, but for the calls that it hands
 
 import contextlib
 import errno
+import os
 import time
 import traceback
 from collections.abc import Callable, Generator
@@ -25,6 +26,7 @@ from .wire.requests import Header, ProtocolError
 _FORGET: Final = int(Opcode.FORGET)
 _BATCH_FORGET: Final = int(Opcode.BATCH_FORGET)
 _INTERRUPT: Final = int(Opcode.INTERRUPT)
+_PAGE: Final = os.sysconf("SC_PAGE_SIZE")
 _HEADER_SIZE: Final = 40
 _NO_REPLY: Final = frozenset({_FORGET, _BATCH_FORGET, _INTERRUPT, int(Opcode.NOTIFY_REPLY)})
 _DIRECTORY_CHANGES: Final = frozenset(
@@ -69,6 +71,8 @@ class Session:
         """Takes over `fd`. `only_uids`: who may use the mount at all (allow_root). `syncs_directories`: a change of
         one is on disk before it is answered (dirsync). `trace` gets a line per request."""
         self._loop = loop
+        # Whole pages: the kernel reads by them, and would take a shorter answer for the end of the file.
+        max_write = -(-max_write // _PAGE) * _PAGE
         self._channel = Channel(fd, max_write)
         self._max_write = max_write
         self._tree = tree
@@ -83,10 +87,11 @@ class Session:
         self.failure: str | None = None
         self._decoders = requests.decoders(setxattr_ext=False)
         self._waiting: dict[int, Waiting] = {}
+        self._let_go: set[int] = set()  # callers killed, whose calls have not ended yet
         self.context = Context(
             tree, uids, gids, timeout,
             serves_open=serves_open,
-            max_write=max_write,
+            max_read=max_write,
             aside=self._aside,
             notify=lambda message: self._aside(lambda: self._channel.notify(message)),
             detach=self._channel.detach,
@@ -169,7 +174,7 @@ class Session:
             return
         try:
             agreed = negotiation.negotiate(
-                offer, max_write=self._max_write, refuse_open=not self.context.serves_open
+                offer, max_write=self._max_write, refuse_open=not self.context.serves_open, page_size=_PAGE
             )
         except ProtocolError as error:
             self.failure = str(error)
@@ -213,34 +218,48 @@ class Session:
     def _step(self, waiting: Waiting, result: Any, error: BaseException | None) -> None:
         """Go on with a handler, with what its call gave or raised, until it calls again or answers."""
         header = waiting.header
+        if self._waiting.get(header.unique) is not waiting:
+            self._let_go_ended(header.unique)
+            waiting.steps.close()  # its caller was killed: nothing more is done for it
+            return
         try:
             call: Work = waiting.steps.throw(error) if error is not None else waiting.steps.send(result)
         except StopIteration as answer:
-            if self._finished(header):
-                self._answer(header, waiting.began, answer.value)
+            self._finish(header)
+            self._answer(header, waiting.began, answer.value)
         except Exception as failure:
-            if self._finished(header):
-                self._fail(header, waiting.began, failure)
+            self._finish(header)
+            self._fail(header, waiting.began, failure)
             # One that was thrown in refers through its frames to itself, and to all that its call held; collections
             # are rare here.
             failure.__traceback__ = None
         else:
-            self._loop.submit(call, lambda result, error: self._step(waiting, result, error))
+            self._loop.submit(
+                lambda: call() if self._waiting.get(header.unique) is waiting else None,
+                lambda result, error: self._step(waiting, result, error),
+            )
 
-    def _finished(self, header: Header) -> bool:
-        """No longer waiting; False if the caller has been let go already."""
+    def _let_go_ended(self, unique: int) -> None:
+        self.context.interrupted.discard(unique)
+        if unique in self._let_go:
+            self._let_go.remove(unique)
+            self._loop.regained()
+
+    def _finish(self, header: Header) -> None:
         self.context.interrupted.discard(header.unique)
-        return self._waiting.pop(header.unique, None) is not None
+        del self._waiting[header.unique]
 
     def _interrupt(self, unique: int) -> None:
         """A signal has come for whoever waits. A copy stops early by itself. All else goes on, as on a local disk,
-        unless the caller is being killed: then it is let go, and the outcome is thrown away."""
+        unless the caller is being killed: then it is let go, and its handler goes no further than the call it is at."""
         waiting = self._waiting.get(unique)
         if waiting is None:
             return
-        self.context.interrupted.add(unique)
+        self.context.interrupted.add(unique)  # copies look for it
         if is_being_killed(waiting.header.pid):
             del self._waiting[unique]
+            self._let_go.add(unique)
+            self._loop.lost()
             self._fail(waiting.header, waiting.began, InterruptedError(errno.EINTR, "killed"))
 
     def _aside(self, call: Work) -> None:
@@ -270,6 +289,8 @@ def is_being_killed(pid: int) -> bool:
             for line in lines:
                 if line.startswith((b"SigPnd:", b"ShdPnd:")) and int(line.split()[1], 16) & _SIGKILL_BIT:
                     return True
-    except OSError:
+    except (FileNotFoundError, ProcessLookupError):
         return True  # it is gone
+    except OSError:
+        return False  # not ours to see (hidepid), or out of descriptors: not known
     return False

@@ -5,6 +5,7 @@ tree.Tree says of workers.
 """
 
 import contextlib
+import errno
 import os
 from collections.abc import Iterator
 from typing import Final
@@ -23,8 +24,8 @@ class SourceTree:
     """One directory and all that is mounted in it at mount time."""
 
     def __init__(self, layer: Layer, bound: int, noatime: bool = True, nodiratime: bool = True) -> None:
-        """`bound`: how many descriptors may be held at once, besides those of unlinked files in use. `noatime`: what
-        is read here is not an access on the layer; `nodiratime`: nor is what is listed."""
+        """`bound`: how many descriptors may be held at once, and how many more of unlinked files in use. `noatime`:
+        what is read here is not an access on the layer; `nodiratime`: nor is what is listed."""
         self._layer = layer
         self._noatime = os.O_NOATIME if nodiratime else 0
         self._held = Descriptors(layer, bound, noatime)
@@ -59,8 +60,9 @@ class SourceTree:
         if held is None and entry.parent is not None:
             try:
                 key, attributes = self._layer.look(self._held.path(entry.parent).fd, entry.name)
-            except FileNotFoundError:
-                pass
+            except OSError as error:
+                if error.errno not in (errno.ENOENT, errno.ESTALE):
+                    raise
             else:
                 if key == entry.key:
                     return attributes
@@ -117,9 +119,8 @@ class SourceTree:
         source = real.magic_link(self._held.path(entry).fd)
         os.link(source, name, dst_dir_fd=self._held.path(directory).fd, follow_symlinks=True)
 
-    def create(self, directory: Entry, name: bytes, flags: int, mode: int) -> Descriptor:
-        wanted = os.O_CREAT | os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-        wanted |= flags & (os.O_EXCL | os.O_TRUNC)
+    def create(self, directory: Entry, name: bytes, mode: int) -> Descriptor:
+        wanted = os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC
         fd = os.open(name, wanted, mode & 0o7777, dir_fd=self._held.path(directory).fd)
         return Descriptor(fd, os.close, writable=True)
 

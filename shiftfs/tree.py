@@ -158,8 +158,8 @@ class Tree(Protocol):
 
     def link(self, entry: Any, directory: Any, name: bytes) -> None: ...
 
-    def create(self, directory: Any, name: bytes, flags: int, mode: int) -> Descriptor:
-        """open(2) with O_CREAT; the descriptor reads and writes."""
+    def create(self, directory: Any, name: bytes, mode: int) -> Descriptor:
+        """A new regular file, open for reading and writing. EEXIST if there is anything of that name."""
 
     def tmpfile(self, directory: Any, mode: int) -> tuple[RealKey, Attributes, Any]:
         """An unnamed regular file: its key, attributes and entry."""

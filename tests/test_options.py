@@ -255,7 +255,7 @@ def test_values(text: str, field: str, expected: object) -> None:
             (f"timeout={value}", "seconds from 0")
             for value in ("-1", "nan", "inf", "1e3", "", "1000000001", "9" * 400)
         ),
-        *((f"max_write={value}", "4096 to 1048576") for value in ("1", "4095", "1048577", "-1", "x", "")),
+        *((f"max_write={value}", "131072 to 1048576") for value in ("1", "131071", "1048577", "-1", "x", "")),
         *((f"open={value}", "auto, refuse or serve") for value in ("", "maybe", "Auto")),
         ("fsname=", "a name"),
         ("context=", "a security context"),

@@ -41,7 +41,7 @@ class Context:
         timeout: float,
         *,
         serves_open: bool,
-        max_write: int,
+        max_read: int,
         aside: Callable[[Work], None],
         notify: Callable[[bytes], None],
         detach: Callable[[], bytearray],
@@ -49,9 +49,10 @@ class Context:
         watch: Callable[[int, Callable[[], None]], Callable[[], None]],
         report: Callable[[str], bytes],
     ) -> None:
-        """`timeout`: how long, in seconds, the kernel may trust names and attributes. `aside` runs a call on a worker
-        and forgets it; `notify` sends a notice; `detach` takes the buffer of the present request until `recycle` gives
-        it back; `watch` waits for a descriptor; `report` makes what shiftfsctl asks."""
+        """`timeout`: how long, in seconds, the kernel may trust names and attributes. `max_read`: bytes of the largest
+        answer. `aside` runs a call on a worker and forgets it; `notify` sends a notice; `detach` takes the buffer of
+        the present request until `recycle` gives it back; `watch` waits for a descriptor; `report` makes what
+        shiftfsctl asks."""
         self.tree = tree
         self.inodes = InodeTable(tree.root_attributes()[0], tree.root)
         self.uids = uids
@@ -62,9 +63,11 @@ class Context:
         self.serves_open = serves_open
         self.kernel_strips_set_gid = False  # until INIT tells
         self.credentials = Credentials(uids, gids)
-        self.scratch = memoryview(bytearray(max_write))
+        self.scratch = memoryview(bytearray(max_read))
         self.listings: LRUCache[Inode, Any] = LRUCache(_LISTED_NAMES, getsizeof=_weight)
         self.handles: dict[int, Any] = {}
+        self.slow_until: dict[int, float] = {}
+        """Devices whose writes wait at the moment, and until when (time.monotonic()) that is taken for granted."""
         self.last_handle = 0
         self.kept: FIFOCache[Any, None] = FIFOCache(max(tree.descriptors()["bound"] // 2, 8))
         """The open files that hold a descriptor: callers may open more files than we may have descriptors."""
@@ -114,6 +117,11 @@ class Context:
         """Nobody may change the owner, mode or flags of what an unmapped id owns: EPERM."""
         if self.uids.shown[attributes.uid] == UNMAPPED or self.gids.shown[attributes.gid] == UNMAPPED:
             raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+
+
+def stale() -> OSError:
+    """The error that makes the kernel look a path up anew (namei.c, LOOKUP_REVAL)."""
+    return OSError(errno.ESTALE, os.strerror(errno.ESTALE))
 
 
 def _weight(listing: list[Any]) -> int:

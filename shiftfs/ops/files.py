@@ -7,6 +7,7 @@ descriptors. Data descriptors belong to the inode, so whoever has the file open 
 import errno
 import os
 import stat
+import time
 from collections.abc import Generator
 from functools import partial
 from typing import Any, Final
@@ -22,6 +23,12 @@ from .context import DONE, Context, Later, Payload, Result, Work, without_set_id
 _SMALL_WRITE: Final = 64 * 1024
 """Writes up to here, in bytes, are done on the loop: they go to the layer's page cache as fast as to a worker."""
 
+_SLOW_WRITE: Final = 0.002
+"""Seconds after which a write on the loop has been throttled (too many dirty pages) or has waited for the inode."""
+
+_SLOW_DEVICE: Final = 1.0
+"""Seconds for which the device's writes then go to workers."""
+
 _COPY_STEP: Final = 16 * 1024 * 1024
 """Bytes copied between two looks at whether the caller has been interrupted."""
 
@@ -34,11 +41,12 @@ _REGULAR: Final = stat.S_IFREG >> 12
 
 
 def shared(ctx: Context, inode: Inode, fh: int, writable: bool) -> Descriptor:
-    """The inode's data descriptor. A file deleted behind the mount lives on in whoever has it open."""
+    """The inode's data descriptor. A file deleted behind the mount, or that its mode keeps from being opened again,
+    lives on in whoever has it open."""
     try:
         return ctx.tree.data(inode.entry, writable)
     except OSError as error:
-        if error.errno != errno.ESTALE or fh not in ctx.handles:
+        if error.errno not in (errno.ESTALE, errno.EACCES) or fh not in ctx.handles:
             raise
         kept: Descriptor | None = ctx.handles[fh].kept
         if kept is None or (writable and not kept.writable):
@@ -136,14 +144,29 @@ def write(ctx: Context, header: Header, request: requests.Write) -> Result:
         except (BlockingIOError, PermissionError):
             pass
         else:
-            return _written(ctx, inode, request, _write_fully(descriptor, request.data, request.offset, flags))
+            return _written(ctx, inode, request, _write_at_once(ctx, inode, request, descriptor, flags))
     return _write_later(ctx, inode, own, request, flags)
+
+
+def _write_at_once(
+    ctx: Context, inode: Inode, request: requests.Write, descriptor: Descriptor, flags: int
+) -> int:  # fmt: skip
+    """Write on the loop; where that has taken long, the device's next writes are left to workers for a while."""
+    began = time.monotonic()
+    count = _write_fully(descriptor, request.data, request.offset, flags)
+    if time.monotonic() - began > _SLOW_WRITE:
+        ctx.slow_until[inode.key[0]] = began + _SLOW_DEVICE
+    return count
 
 
 def _is_quick(ctx: Context, inode: Inode, request: requests.Write, flags: int) -> bool:
     """Does a write go to the page cache of a local filesystem, with nobody holding the inode there?"""
+    device = inode.key[0]
+    if device in ctx.slow_until and time.monotonic() >= ctx.slow_until[device]:
+        del ctx.slow_until[device]
     return (
-        len(request.data) <= _SMALL_WRITE
+        device not in ctx.slow_until
+        and len(request.data) <= _SMALL_WRITE
         and inode.at_work == 0
         and not flags & _SYNCHRONOUS_WRITE
         and not ctx.tree.may_block(inode.entry)
@@ -297,7 +320,9 @@ def _copy_range(
     interrupted: set[int], unique: int, reading: Descriptor, writing: Descriptor, request: requests.CopyFileRange,
     length: int,
 ) -> int:  # fmt: skip
-    """Copy in steps, so that an interrupted caller is let go with what has been copied by then."""
+    """Copy in steps, so that an interrupted caller is let go with what has been copied by then. Up to the end as it is
+    now: a file copied behind itself would grow for ever."""
+    length = min(length, os.fstat(reading.fd).st_size - request.off_in)
     done = 0
     while done < length:
         step = min(_COPY_STEP, length - done)

@@ -17,7 +17,7 @@ from ..wire import notices, replies, requests
 from ..wire.abi import FOpen, PollFlag
 from ..wire.requests import Header
 from . import files
-from .context import DONE, Context, Later, Payload, Result, Work, not_supported
+from .context import DONE, Context, Later, Payload, Result, Work, not_supported, stale
 from .namespace import creation_mode
 
 _DIRECT: Final = int(FOpen.DIRECT_IO)
@@ -94,7 +94,7 @@ def create(ctx: Context, header: Header, request: requests.Create) -> Result:
     parent = ctx.inodes.get(header.nodeid)
     mode = creation_mode(ctx, header, parent, request.mode)
     with ctx.credentials.acting_as(header.uid, header.gid, request.umask):
-        created = ctx.tree.create(parent.entry, request.name, request.flags, mode)
+        created = _new_file(ctx, parent, request.name, mode)
     key, attributes = ctx.tree.lookup(parent.entry, request.name)
     entry = ctx.adopt(parent, request.name, key, attributes)
     inode = ctx.inodes.known(key)
@@ -102,6 +102,15 @@ def create(ctx: Context, header: Header, request: requests.Create) -> Result:
         ctx.tree.keep_data(inode.entry, created)
     fh = _handle(ctx, OpenFile(None, created, writable=True))
     return replies.create(entry, replies.open(fh, _cached(request.flags)))
+
+
+def _new_file(ctx: Context, parent: Inode, name: bytes, mode: int) -> Descriptor:
+    """One that exists is never opened here: the kernel takes it as made by the caller and checks no rights. ESTALE
+    makes it look again, and open what is there."""
+    try:
+        return ctx.tree.create(parent.entry, name, mode)
+    except FileExistsError:
+        raise stale() from None
 
 
 def release(ctx: Context, header: Header, request: requests.Release) -> Payload:

@@ -8,7 +8,7 @@ from ..inodes import Inode
 from ..sys import files
 from ..wire import replies, requests
 from ..wire.requests import Header
-from .context import DONE, Context, Payload
+from .context import DONE, Context, Payload, stale
 
 _LARGE: Final = 8192
 """Blocks of 512 bytes from which on freeing an unlinked file is left to a worker: it can take a second."""
@@ -66,7 +66,12 @@ def mknod(ctx: Context, header: Header, request: requests.Mknod) -> Payload:
     parent = ctx.inodes.get(header.nodeid)
     mode = creation_mode(ctx, header, parent, request.mode)
     with ctx.credentials.acting_as(header.uid, header.gid, request.umask):
-        ctx.tree.mknod(parent.entry, request.name, mode, request.rdev)
+        try:
+            ctx.tree.mknod(parent.entry, request.name, mode, request.rdev)
+        except FileExistsError:
+            # The kernel did not know of it. It may be an open with O_CREAT, for which existing is no error: looking
+            # again, the kernel finds the file, checks the caller's rights to it, and says EEXIST where that is right.
+            raise stale() from None
     return ctx.look(parent, request.name)
 
 

@@ -12,6 +12,7 @@ from . import libc
 
 CAP_SETGID: Final = 6
 CAP_SETUID: Final = 7
+CAP_DAC_OVERRIDE: Final = 1
 CAP_SYS_ADMIN: Final = 21
 CAP_SYS_RESOURCE: Final = 24
 

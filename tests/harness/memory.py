@@ -160,7 +160,7 @@ class MemoryTree:
         directory.children[name] = entry
         entry.nlink += 1
 
-    def create(self, directory: Node, name: bytes, flags: int, mode: int) -> Descriptor:
+    def create(self, directory: Node, name: bytes, mode: int) -> Descriptor:
         return self.add(directory, name, stat.S_IFREG | mode & 0o7777).content
 
     def tmpfile(self, directory: Node, mode: int) -> tuple[RealKey, Attributes, Node]:

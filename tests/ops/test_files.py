@@ -249,3 +249,10 @@ def test_interrupt_lets_a_copier_go_with_what_has_been_copied(
         go_on.set()
         assert mount.device.receive() == (unique, 0, struct.pack("@II", 1000, 0))
         assert mount.session.context.inodes.get(other).at_work == 0
+
+
+def test_a_file_copied_behind_itself_grows_once() -> None:
+    file = Descriptor(os.memfd_create("file"), os.close)
+    os.write(file.fd, bytes(30))
+    assert copy(file, file, set(), 1 << 40) == 14
+    assert os.fstat(file.fd).st_size == 46
