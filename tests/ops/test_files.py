@@ -256,3 +256,25 @@ def test_a_file_copied_behind_itself_grows_once() -> None:
     os.write(file.fd, bytes(30))
     assert copy(file, file, set(), 1 << 40) == 14
     assert os.fstat(file.fd).st_size == 46
+
+
+def test_writes_to_a_device_that_waits_go_to_workers_for_a_while(
+    tree: MemoryTree, monkeypatch: pytest.MonkeyPatch
+) -> None:  # fmt: skip
+    writers: list[int] = []
+    monkeypatch.setattr(files, "_SLOW_WRITE", -1.0)  # each counts as one that has waited
+    write = os.pwritev
+
+    def noted(fd: int, parts: Any, offset: int, flags: int = 0) -> int:
+        writers.append(threading.get_ident())
+        return write(fd, parts, offset, flags)
+
+    monkeypatch.setattr(os, "pwritev", noted)
+    with served(tree) as running:
+        nodeid = running.device.look(b"other")
+        for _ in range(2):
+            running.device.ask(Opcode.WRITE, writing(b"x"), nodeid)
+        running.session.context.slow_until = dict.fromkeys(running.session.context.slow_until, 0.0)
+        running.device.ask(Opcode.WRITE, writing(b"x"), nodeid)
+        loop = running.thread.ident
+    assert [writer == loop for writer in writers] == [True, False, True]

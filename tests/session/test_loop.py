@@ -115,6 +115,31 @@ def test_workers_are_bounded_and_calls_wait_their_turn(loop: Loop, monkeypatch: 
     assert sorted(order) == list(range(20))
 
 
+def test_workers_that_are_lost_are_replaced(loop: Loop, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loop_module, "MAX_WORKERS", 3)
+    gate, ended, answers = threading.Event(), list[bool](), list[bool]()
+
+    def regained(result: Any, error: BaseException | None) -> None:
+        loop.regained()
+        ended.append(True)
+        if len(ended) == 3:
+            loop.stop()
+
+    def answered(result: bool, error: BaseException | None) -> None:
+        answers.append(result)
+        if len(answers) == 2:
+            gate.set()
+
+    for _ in range(3):
+        loop.submit(lambda: gate.wait(LIMIT), regained)
+        loop.lost()  # its caller was killed
+    for _ in range(2):
+        loop.submit(gate.is_set, answered)
+    loop.run()
+    assert answers == [False, False], "answered while the three are blocked"
+    assert loop.workers <= 5
+
+
 def test_one_worker_keeps_the_order(loop: Loop, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loop_module, "MAX_WORKERS", 1)
     calls: list[Callable[[], Any]] = [lambda number=number: number for number in range(200)]  # type: ignore[misc]
