@@ -4,12 +4,14 @@ Owns the life of the process: the order in which things are opened, signals, the
 becomes. Main thread, which becomes the loop's.
 """
 
+import contextlib
 import gc
 import os
 import resource
 import signal
 import sys
 import syslog
+import traceback
 from collections.abc import Sequence
 from functools import partial
 from typing import Final
@@ -31,12 +33,22 @@ _MAX_WRITE: Final = 1 << 20
 _INNER_ROOT: Final = b".shiftfs-root"
 """Seen in the root field of /proc/PID/mountinfo alone; it hides nothing of that name in the source."""
 
+_ENDING: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+_SIGNALS: Final = (*_ENDING, signal.SIGUSR1)
+
 _DESCRIPTORS: Final = 16384
 _SPARE_DESCRIPTORS: Final = 256
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command. Returns its exit status: 0 once the mount serves, 1 for what cannot be mounted, 2 for bad usage."""
+    try:
+        return _main(argv)
+    except KeyboardInterrupt:  # before there is a mount: later, the loop takes the signal
+        return 130
+
+
+def _main(argv: Sequence[str] | None) -> int:
     _open_streams()
     program = os.path.basename(sys.argv[0]) if argv is None else "shiftfs"
     try:
@@ -70,8 +82,16 @@ def _open_streams() -> None:
     os.close(null)
 
 
+def _say(text: str) -> None:
+    """To whom it may concern: a reader of standard error that has gone away is no failure of ours."""
+    left = os.fsencode(f"shiftfs: {text}\n")
+    with contextlib.suppress(OSError):
+        while left:
+            left = left[os.write(2, left) :]
+
+
 def _complain(message: str, code: int) -> int:
-    print(f"shiftfs: {message}", file=sys.stderr)
+    _say(message)
     return code
 
 
@@ -79,15 +99,19 @@ def _serve(options: MountOptions, daemon: Daemon | None) -> int:
     """Mount and serve until the mount is gone."""
     try:
         Mount(options, daemon).run()
-    except (MountError, OSError) as error:
-        message = str(error)
-        if isinstance(error, OSError):
-            message = f"{os.fsdecode(options.source)}: {error.strerror}; nothing was mounted"
-        if daemon is None:
-            return _complain(message, 1)
-        daemon.failed(f"shiftfs: {message}\n")
+        return 0
+    except MountError as error:
+        message, details = str(error), ""
+    except Exception as error:
+        said = " ".join(str(error).split())
+        message = f"unexpected {type(error).__name__} ({said}): nothing is mounted; -d tells where it happened"
+        details = traceback.format_exc()
+    if daemon is not None:
+        daemon.failed(message, details)
         return 1
-    return 0
+    if options.debug and details:
+        _say(details.rstrip())
+    return _complain(message, 1)
 
 
 class Mount:
@@ -99,9 +123,11 @@ class Mount:
         self._in_background = False
         self._loop = Loop()
         self._mounted: MountInfo | None = None
+        self._is_disconnected = False
+        self._failure: Exception | None = None
         bound = _raise_descriptor_limit()
         _stay_within_quota()
-        layer = Layer(options.source)
+        layer = _open_layer(options.source)
         self._tree = SourceTree(layer, bound, noatime=not options.atime, nodiratime=not options.diratime)
         only_uids = frozenset({0, os.geteuid()}) if options.allow_root and os.geteuid() != 0 else None
         # What the kernel opens by itself, it opens for everybody: allow_root needs to be asked.
@@ -111,52 +137,91 @@ class Mount:
         if options.open == "auto" and not serves_open:
             serves_open = _sizes_may_lie(options.source, layer)
         self._mountpoint = os.path.realpath(options.mountpoint)
+        # Until `run` has set the handlers, a signal would leave a mount that nobody serves.
+        signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
         fd = mount.mount(options)
-        self._mounted = mount.find(self._mountpoint)
-        self._session = Session(
-            self._loop, fd, self._tree, options.uidmap, options.gidmap,
-            timeout=options.timeout,
-            serves_open=serves_open,
-            max_write=options.max_write or _MAX_WRITE,
-            report=self._report,
-            log=self._log,
-            trace=self._log if options.debug else None,
-            only_uids=only_uids,
-            syncs_directories=options.dirsync or options.sync,
-        )  # fmt: skip
+        try:
+            self._mounted = mount.find(self._mountpoint)
+            self._session = Session(
+                self._loop, fd, self._tree, options.uidmap, options.gidmap,
+                timeout=options.timeout,
+                serves_open=serves_open,
+                max_write=options.max_write or _MAX_WRITE,
+                report=self._report,
+                log=self._log,
+                trace=self._log if options.debug else None,
+                only_uids=only_uids,
+                syncs_directories=options.dirsync or options.sync,
+            )  # fmt: skip
+        except BaseException:
+            os.close(fd)
+            mount.detach(self._mountpoint)
+            raise
 
     def run(self) -> None:
         """Serve. Raises MountError if the kernel and we cannot agree."""
         session, loop = self._session, self._loop
         session.on_ready = self._ready
-        session.on_end = loop.stop
+        session.on_end = self._disconnected
         loop.on_tick = self._tree.tidy
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-            signal.signal(number, self._stop)
-        signal.signal(signal.SIGUSR1, self._tell)
-        _tune_interpreter()
-        for note in self._options.notes if self._options.debug else ():
-            self._log(note)
         try:
+            for number in _ENDING:
+                signal.signal(number, self._stop)
+            signal.signal(signal.SIGUSR1, self._tell)
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
+            _tune_interpreter()
+            for note in self._options.notes if self._options.debug else ():
+                self._log(note)
             loop.run()
         finally:
-            session.end()
-            if self._mounted is not None:
-                mount.unmount(self._mounted)
+            self._unmount()
         if session.failure is not None:
             raise MountError(session.failure)
+        if self._failure is not None:
+            raise self._failure
+
+    def _disconnected(self) -> None:
+        self._is_disconnected = True
+        self._loop.stop()
+
+    def _unmount(self) -> None:
+        """Wherever it is by now, if anywhere. The connection ends first: what waits for it would make the kernel wait.
+
+        As long as it has not ended, its device's number is nobody else's. Where the kernel has ended it (aborted, the
+        mount is still there), only what has our mount's number too is taken for it.
+        """
+        mounted = self._mounted
+        left = mount.copies(mounted) if mounted is not None else []
+        if self._is_disconnected:
+            left = [info for info in left if mounted is not None and info.id == mounted.id]
+        self._session.end()
+        for info in left:
+            mount.unmount(info)
 
     def _ready(self) -> None:
+        """INIT is answered. What fails here fails the mount; the session would take it for a request's failure."""
         mounted = self._mounted
-        if mounted is None or not privileges.effective_capabilities() >> privileges.CAP_SYS_ADMIN & 1:
-            self._serving()
-            return
-        self._session.context.inner_root = _INNER_ROOT
-        self._loop.submit(partial(mount.show_inner_root, mounted, _INNER_ROOT), self._settled)
+        try:
+            if mounted is None or not privileges.effective_capabilities() >> privileges.CAP_SYS_ADMIN & 1:
+                self._serving()
+                return
+            self._session.context.inner_root = _INNER_ROOT
+            self._loop.submit(partial(mount.show_inner_root, mounted, _INNER_ROOT), self._settled)
+        except Exception as error:
+            self._fail(error)
+
+    def _fail(self, error: Exception) -> None:
+        self._failure = error
+        self._loop.stop()
 
     def _settled(self, result: object, error: BaseException | None) -> None:
         """Where that failed the mount is as good, and slower for users that do not own its root."""
         self._session.context.inner_root = None
+        if isinstance(error, MountError):
+            self._fail(error)
+            return
+        if self._mounted is not None:
+            self._mounted = next(iter(mount.copies(self._mounted)), self._mounted)  # another mount of the same now
         if error is not None and self._options.debug:
             self._log(f"ACLs of the root will not be cached: {error}")
         self._serving()
@@ -167,7 +232,6 @@ class Mount:
         else:
             self._daemon.ready()
             self._in_background = True
-            syslog.openlog("shiftfs", syslog.LOG_PID, syslog.LOG_DAEMON)
 
     def _stop(self, number: int, frame: object) -> None:
         self._loop.stop()
@@ -185,7 +249,14 @@ class Mount:
             for line in text.splitlines():
                 syslog.syslog(line)
         else:
-            print(f"shiftfs: {text}", file=sys.stderr, flush=True)
+            _say(text)
+
+
+def _open_layer(source: bytes) -> Layer:
+    try:
+        return Layer(source)
+    except OSError as error:
+        raise MountError(f"source {os.fsdecode(source)}: {error.strerror}; nothing was mounted") from None
 
 
 def _raise_descriptor_limit() -> int:

@@ -1,11 +1,14 @@
 """Going into the background once the mount serves.
 
-Owns the pipe between the command and the daemon. Main thread, before any other is started.
+Owns the pipe between the command and the daemon, and where the daemon's last words go. Main thread, before any other is
+started; and after the others are of no account.
 """
 
 import contextlib
 import os
+import signal
 import socket
+import syslog
 from typing import Final, NoReturn
 
 _READY: Final = b"\0"
@@ -22,9 +25,13 @@ class Daemon:
         """Split. The parent waits for word from the child and exits: 0 once it serves, else 1 with its reason on
         standard error."""
         read, write = os.pipe2(os.O_CLOEXEC)
-        if os.fork():
+        if child := os.fork():
             os.close(write)
-            _wait(read)
+            try:
+                _wait(read)
+            except KeyboardInterrupt:
+                os.kill(child, signal.SIGTERM)  # which leads a session of its own: the terminal did not tell it
+                os._exit(130)
         os.close(read)
         os.setsid()
         return cls(write)
@@ -40,12 +47,17 @@ class Daemon:
             os.write(self._pipe, _READY)
         os.close(self._pipe)
         self._pipe = -1
+        syslog.openlog("shiftfs", syslog.LOG_PID, syslog.LOG_DAEMON)
 
-    def failed(self, message: str) -> None:
-        """Tell why there is no mount."""
+    def failed(self, message: str, details: str) -> None:
+        """Tell why there is no mount, or, once the command has returned, why there is none any more: then the log gets
+        the details too."""
         if self._pipe >= 0:
             with contextlib.suppress(BrokenPipeError):
-                os.write(self._pipe, message.encode(errors="surrogateescape"))
+                os.write(self._pipe, f"shiftfs: {message}\n".encode(errors="surrogateescape"))
+        else:
+            for line in (message, *details.splitlines()):
+                syslog.syslog(syslog.LOG_ERR, line)
 
 
 def tell_service_manager() -> None:
@@ -65,5 +77,6 @@ def _wait(pipe: int) -> NoReturn:
         if said == _READY:
             os._exit(0)
     # Not by sys.stderr, which is None if there was no standard error to begin with.
-    os.write(2, said or b"shiftfs: the daemon ended before the mount was served\n")
+    with contextlib.suppress(OSError):
+        os.write(2, said or b"shiftfs: the daemon ended before the mount was served\n")
     os._exit(1)

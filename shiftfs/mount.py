@@ -25,6 +25,7 @@ class MountError(Exception):
 class MountInfo(NamedTuple):
     """One line of /proc/self/mountinfo (proc(5)). Whoever mounts chooses the kind's bytes, behind `fuse.`."""
 
+    id: int
     device: str
     path: bytes
     kind: bytes
@@ -122,7 +123,8 @@ def listed() -> list[MountInfo]:
         for line in lines:
             fields, _, rest = line.partition(b" - ")
             words, kinds = fields.split(b" "), rest.split(b" ")
-            infos.append(MountInfo(words[2].decode(), _unescape(words[4]), _unescape(kinds[0]), _unescape(kinds[1])))
+            path, kind, source = (_unescape(text) for text in (words[4], kinds[0], kinds[1]))
+            infos.append(MountInfo(int(words[0]), words[2].decode(), path, kind, source))
     return infos
 
 
@@ -133,7 +135,8 @@ def _unescape(text: bytes) -> bytes:
 
 
 def show_inner_root(mounted: MountInfo, name: bytes) -> None:
-    """Let the mount begin at `name`, a directory just below its root, as a bind mount of it would. Raises OSError.
+    """Let the mount begin at `name`, a directory just below its root, as a bind mount of it would. Raises OSError if it
+    stays as it is, MountError if it is gone.
 
     The kernel makes the root inode before INIT has been answered, and so caches no ACL for it (fs/fuse/inode.c,
     ACL_DONT_CACHE): whoever does not own the root would cost a GETXATTR with each path that begins there. An inode
@@ -147,21 +150,61 @@ def show_inner_root(mounted: MountInfo, name: bytes) -> None:
             if find(mounted.path) != mounted:
                 return  # unmounted meanwhile, and that is to stay so
             mounts.unmount(mounted.path, mounts.MNT_DETACH)
-            mounts.attach(clone, mounted.path, beneath=False)
+            _attach_again(clone, mounted.path)
         else:
             mounts.unmount(mounted.path, mounts.MNT_DETACH)
     finally:
         os.close(clone)
 
 
+def _attach_again(clone: int, path: bytes) -> None:
+    try:
+        mounts.attach(clone, path, beneath=False)
+    except OSError as error:
+        # Held, since the connection ends with its last mount, and this is to be told before.
+        os.dup(clone)
+        raise MountError(f"{os.fsdecode(path)}: {error.strerror}; the mount had to be made anew, and was not") from None
+
+
+def copies(mounted: MountInfo) -> list[MountInfo]:
+    """All mounts of its filesystem that this process sees, the last made first: it may have been moved, or bound.
+
+    Once the filesystem is gone, its device's number soon is another's.
+    """
+    wanted = (mounted.device, mounted.kind, mounted.source)
+    return [info for info in reversed(listed()) if (info.device, info.kind, info.source) == wanted]
+
+
 def unmount(mounted: MountInfo) -> None:
-    """Detach our mount, if it is still there. Another on the same path is left alone. Raises OSError."""
-    if find(mounted.path) != mounted:
+    """Detach this very mount, if it is still at its path. Another over it is left alone. Raises MountError."""
+    if _id_at(mounted.path) != mounted.id:
         return
     try:
-        mounts.unmount(mounted.path, mounts.MNT_DETACH)
+        detach(mounted.path)
+    except (OSError, subprocess.SubprocessError) as error:
+        shown = os.fsdecode(mounted.path)
+        raise MountError(f"{shown}: the mount stays, served by nobody ({error}); run `umount -l {shown}`") from None
+
+
+def detach(path: bytes) -> None:
+    """Unmount what is at a path, at once. Raises OSError, or SubprocessError."""
+    try:
+        mounts.unmount(path, mounts.MNT_DETACH)
     except OSError as error:
         program = shutil.which("fusermount3")
         if error.errno != errno.EPERM or program is None:
             raise
-        subprocess.run([program, "-u", "-z", "--", mounted.path], check=False, timeout=_UNMOUNT_SECONDS)
+        subprocess.run([program, "-u", "-z", "--", path], check=True, capture_output=True, timeout=_UNMOUNT_SECONDS)
+
+
+def _id_at(path: bytes) -> int | None:
+    """Which mount a path leads to. O_PATH asks nothing of its filesystem, which nobody may serve any more."""
+    try:
+        fd = os.open(path, os.O_PATH | os.O_CLOEXEC)
+    except OSError:
+        return None
+    try:
+        with open(f"/proc/self/fdinfo/{fd}", "rb") as lines:
+            return next(int(line.split()[1]) for line in lines if line.startswith(b"mnt_id:"))
+    finally:
+        os.close(fd)
