@@ -1,12 +1,14 @@
 """Handlers of open files, on mounts that serve OPEN: open, create, flush, release, poll.
 
 On the others the kernel opens and closes without us: ENOSYS, once. A handle has a descriptor of its own only where a
-file's content is made when it is opened (procfs, cgroupfs); all others share the inode's. Loop thread.
+file's content is made when it is opened (procfs, cgroupfs); all others share the inode's. Such files look at who opens
+them, and are opened with the rights of the caller and not with ours. Loop thread.
 """
 
 import errno
 import os
 import select
+import stat
 from collections.abc import Callable, Generator
 from functools import partial
 from typing import Any, Final
@@ -47,20 +49,20 @@ class OpenFile:
 def open(ctx: Context, header: Header, request: requests.Open) -> Result:
     if not ctx.serves_open:
         raise not_supported()
-    return _open_later(ctx, files.regular(ctx, header.nodeid), request.flags)
+    return _open_later(ctx, header, files.regular(ctx, header.nodeid), request.flags)
 
 
-def _open_later(ctx: Context, inode: Inode, flags: int) -> Later:
-    fh, answer = yield from _opened(ctx, inode, flags)
+def _open_later(ctx: Context, header: Header, inode: Inode, flags: int) -> Later:
+    fh, answer = yield from _opened(ctx, header, inode, flags)
     return replies.open(fh, answer)
 
 
-def _opened(ctx: Context, inode: Inode, flags: int) -> Generator[Work, Any, tuple[int, int]]:
+def _opened(ctx: Context, header: Header, inode: Inode, flags: int) -> Generator[Work, Any, tuple[int, int]]:
     """A handle for the inode and the FOPEN_ flags to answer with."""
     writable = flags & os.O_ACCMODE != os.O_RDONLY
     path = ctx.tree.path(inode.entry)
     if ctx.tree.is_pseudo(path.fd):
-        own = ctx.tree.open_waiting(path, flags & _OWN_FLAGS)
+        own = _open_pseudo(ctx, header, path, flags & _OWN_FLAGS)
         return _handle(ctx, OpenFile(own, None, writable)), _DIRECT
     try:
         kept = yield from files.opened(ctx, inode, writable)
@@ -70,6 +72,24 @@ def _opened(ctx: Context, inode: Inode, flags: int) -> Generator[Work, Any, tupl
         kept = yield from files.opened_to_append(ctx, inode)
     answer = _cached(flags) if writable else _KEEP_CACHE | _NO_FLUSH
     return _handle(ctx, OpenFile(None, kept, writable)), answer
+
+
+def _open_pseudo(ctx: Context, header: Header, path: Descriptor, flags: int) -> Descriptor:
+    """Open a pseudo-file as the caller: it is the host's, and tells or changes what the opener may know or change.
+
+    Where ids are shifted nobody is the host's root, whatever the mode says to who is shown as the owner. Nothing is
+    written then, and read only what all may read; the mode is asked here, for sysctls ask the effective id, which stays
+    ours (kernel fs/proc/proc_sysctl.c, test_perm).
+    """
+    if ctx.credentials.shifts:
+        if flags & os.O_ACCMODE != os.O_RDONLY:
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+        if not os.fstat(path.fd).st_mode & stat.S_IROTH:
+            raise OSError(errno.EACCES, os.strerror(errno.EACCES))
+    elif header.uid == 0:
+        return ctx.tree.open_waiting(path, flags)
+    with ctx.credentials.powerless(header.uid, header.gid):
+        return ctx.tree.open_waiting(path, flags)
 
 
 def _cached(flags: int) -> int:

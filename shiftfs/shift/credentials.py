@@ -1,17 +1,21 @@
-"""Acting as the caller while something is created.
+"""Acting as the caller while something is created, or while a file is opened that looks at who opens it.
 
-Owns the filesystem ids and the umask of the loop thread between `acting_as` and the end of the `with`. What is created
-then is born with its owner, group and mode: there is no moment with the wrong ones. Loop thread only.
+Owns the filesystem ids, the umask and the effective capabilities of the thread between `acting_as` or `powerless` and
+the end of the `with`. What is created then is born with its owner, group and mode: there is no moment with the wrong
+ones. Loop thread only, but for `powerless`.
 """
 
+import contextlib
 import errno
 import os
+from collections.abc import Iterator
 from types import TracebackType
 
 from ..sys import privileges
 from .idmap import UNMAPPED, IdMap
 
 _REMEMBERED = 4096
+_NOBODY = 65534
 
 
 class Credentials:
@@ -42,6 +46,33 @@ class Credentials:
         if wanted != self._own:
             self._switch(wanted)
         return self
+
+    @property
+    def shifts(self) -> bool:
+        """Is anybody's real id another than the one that is shown?"""
+        return not (self._uids.is_identity and self._gids.is_identity)
+
+    @contextlib.contextmanager
+    def powerless(self, uid: int, gid: int) -> Iterator[None]:
+        """Be the shown ids `uid` and `gid` in the `with` that follows, without any capability. Any thread.
+
+        Where ids are shifted, an id that owns nothing: container root's real id would be the host's root. EACCES where
+        this process may not act as another; on a shifted mount of such a process its own ids stay.
+        """
+        wanted = (_NOBODY, _NOBODY) if self.shifts else (self._uids.real[uid], self._gids.real[gid])
+        effective = privileges.effective_capabilities()
+        try:
+            if wanted != self._own and not privileges.set_filesystem_ids(*wanted):
+                privileges.set_filesystem_ids(*self._own)
+                if not self.shifts:
+                    raise OSError(errno.EACCES, os.strerror(errno.EACCES))
+            if effective:
+                privileges.set_effective_capabilities(0)
+            yield
+        finally:
+            privileges.set_filesystem_ids_known_good(*self._own)
+            if effective:
+                privileges.set_effective_capabilities(effective)
 
     def _switch(self, wanted: tuple[int, int]) -> None:
         if wanted in self._taken:

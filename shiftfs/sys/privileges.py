@@ -64,6 +64,12 @@ def effective_capabilities() -> int:
     return _read_capabilities()[0]
 
 
+def set_effective_capabilities(mask: int) -> None:
+    """Make use of no other capabilities on this thread; those that it is permitted can be taken up again."""
+    _, permitted, inheritable = _read_capabilities()
+    _write_capabilities(mask, permitted, inheritable)
+
+
 def drop_capability(number: int) -> None:
     """Take one capability out of all sets of this thread."""
     effective, permitted, inheritable = _read_capabilities()

@@ -128,6 +128,50 @@ def test_no_right_of_ours_is_lost_meanwhile(tmp_path: Path) -> None:
     on_a_thread(work)
 
 
+@pytest.mark.parametrize(
+    ("idmap", "ids", "real"),
+    [(IDENTITY, (1000, 1001), (1000, 1001)), (IDENTITY, (0, 0), (0, 0)), (MAP, (100000, 100000), (65534, 65534))],
+)
+def test_without_power(tmp_path: Path, idmap: IdMap, ids: tuple[int, int], real: tuple[int, int]) -> None:
+    """As the caller, or as nobody where container root's real id would be root's; and all comes back."""
+    (tmp_path / "secret").touch(0o000)
+
+    def work() -> None:
+        credentials = Credentials(idmap, idmap)
+        before = privileges.effective_capabilities()
+        assert before
+        for fails in (False, True):
+            try:
+                with credentials.powerless(*ids):
+                    assert filesystem_ids() == real
+                    assert privileges.effective_capabilities() == 0
+                    with pytest.raises(PermissionError):
+                        (tmp_path / "secret").read_bytes()
+                    if fails:
+                        raise FileNotFoundError
+            except FileNotFoundError:
+                assert fails
+            assert filesystem_ids() == (0, 0)
+            assert privileges.effective_capabilities() == before
+            assert (tmp_path / "secret").read_bytes() == b""
+
+    on_a_thread(work)
+
+
+@pytest.mark.parametrize(
+    ("idmap", "uid", "number"), [(IDENTITY, 1000, None), (IDENTITY, 1001, errno.EACCES), (MAP, 100000, None)]
+)
+def test_without_power_from_the_start(idmap: IdMap, uid: int, number: int | None) -> None:
+    def work() -> tuple[int | None, tuple[int, int]]:
+        try:
+            with Credentials(idmap, idmap).powerless(uid, 1000):
+                return None, filesystem_ids()
+        except OSError as error:
+            return error.errno, filesystem_ids()
+
+    assert Caller(1000, 1000)(work) == (number, (1000, 1000))
+
+
 def test_other_threads_are_not_concerned(tmp_path: Path) -> None:
     acting, looked = threading.Event(), threading.Event()
 
