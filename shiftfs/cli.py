@@ -137,6 +137,8 @@ class Mount:
         if options.open == "auto" and not serves_open:
             serves_open = _sizes_may_lie(options.source, layer)
         self._mountpoint = os.path.realpath(options.mountpoint)
+        if not layer.private:
+            mount.check_outside(layer.root.fd, options)
         # Until `run` has set the handlers, a signal would leave a mount that nobody serves.
         signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
         fd = mount.mount(options)

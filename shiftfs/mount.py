@@ -51,6 +51,24 @@ def check(options: MountOptions) -> None:
         raise MountError("/dev/fuse: no permission to open it; let root make its mode 0666 (chmod 0666 /dev/fuse)")
 
 
+def check_outside(source: int, options: MountOptions) -> None:
+    """Refuse a mountpoint below the source, which is open as the descriptor `source`, where no private copy of its
+    mounts could be made: the mount would be part of what it shows, and its process wait for itself. Over the source
+    itself it hides nothing from that descriptor. Raises MountError."""
+    top = os.fstat(source)
+    path = os.path.realpath(options.mountpoint)
+    if os.path.samestat(os.stat(path), top):
+        return
+    while path.strip(b"/"):
+        path = os.path.dirname(path)
+        if os.path.samestat(os.stat(path), top):
+            shown, inside = os.fsdecode(options.source), os.fsdecode(options.mountpoint)
+            raise MountError(
+                f"mountpoint {inside}: lies inside the source {shown}, and would be part of what it shows, since only"
+                f" root can copy mounts (from Linux 5.12); mount over {shown} itself, or outside of it"
+            )
+
+
 def mount(options: MountOptions) -> int:
     """Mount, and return the /dev/fuse descriptor. Raises MountError."""
     said = os.memfd_create("stderr")

@@ -26,7 +26,10 @@ def here(tmp_path: Path) -> Path:
     (tmp_path / "secret").chmod(0o700)
     (tmp_path / "file").touch()
     (tmp_path / "loop").symlink_to("loop")
-    os.chown(tmp_path / "mountpoint", DAEMON, DAEMON)
+    (tmp_path / "source/deep/inside").mkdir(parents=True)
+    (tmp_path / "link-to-inside").symlink_to("source/deep/inside")
+    for name in ("mountpoint", "source/deep/inside"):
+        os.chown(tmp_path / name, DAEMON, DAEMON)
     return tmp_path
 
 
@@ -71,6 +74,14 @@ BAD = {
     ),
     "a mountpoint of another's": Bad(
         ["source", "of root's"], ["of root's", "no write access", "directory of their own"], True
+    ),
+    "a mountpoint inside a user's source": Bad(
+        ["source", "source/deep/inside"],
+        ["mountpoint source/deep/inside", "inside the source", "over source itself"],
+        True,
+    ),
+    "a mountpoint inside by another name": Bad(
+        [".", "link-to-inside"], ["mountpoint link-to-inside", "inside the source", "outside of it"], True
     ),
     "an empty map": maps("", "empty"),
     "a map of colons": maps("::", "':'", "REAL:SHOWN:COUNT"),

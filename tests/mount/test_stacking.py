@@ -246,6 +246,14 @@ def test_by_a_user(source: Path, fuse_for_users: None) -> None:
     assert owner(source / "file") == (DAEMON, DAEMON)
 
 
+def test_by_a_user_over_its_own_source(source: Path, fuse_for_users: None) -> None:
+    """Which is not inside it: the process goes by what it has opened before."""
+    os.chown(source, DAEMON, DAEMON)
+    with mounted(source, source, user=DAEMON):
+        works(source, Caller(DAEMON, DAEMON))
+        assert Caller(DAEMON, DAEMON)(os.listdir, source) == ["directory"]
+
+
 def test_by_a_user_with_a_map(source: Path, fuse_for_users: None) -> None:
     """Who may not act as others creates as himself alone: anybody else's file would have the wrong owner."""
     os.chown(source, DAEMON, DAEMON)
