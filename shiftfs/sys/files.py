@@ -1,4 +1,4 @@
-"""File calls that the os module lacks: statx, openat2, getdents64, renameat2, utimensat, fallocate, syncfs.
+"""File calls that the os module lacks: statx, getdents64, renameat2, utimensat, fallocate, syncfs.
 
 Every path is one name beneath a directory descriptor, or empty to mean the descriptor itself. A StatxBuffer or
 DirectoryBuffer belongs to the thread that made it; the functions may be called by any thread.
@@ -19,11 +19,6 @@ STATX_BASIC_STATS: Final = 0x7FF
 STATX_BTIME: Final = 0x800
 STATX_MNT_ID: Final = 0x1000
 
-RESOLVE_NO_XDEV: Final = 0x01
-RESOLVE_NO_MAGICLINKS: Final = 0x02
-RESOLVE_NO_SYMLINKS: Final = 0x04
-RESOLVE_BENEATH: Final = 0x08
-
 RENAME_NOREPLACE: Final = 1
 RENAME_EXCHANGE: Final = 2
 RENAME_WHITEOUT: Final = 4
@@ -40,9 +35,7 @@ _syncfs = libc.function("syncfs", [libc.INT])
 _fstatfs = libc.function("fstatfs", [libc.INT, libc.POINTER])
 _getdents64 = libc.function("getdents64", [libc.INT, libc.POINTER, libc.SIZE], ctypes.c_ssize_t)
 
-_OPENAT2 = 437  # the same number on every architecture
 _TIMES = struct.Struct("=qqqq")
-_HOW = struct.Struct("=QQQ")
 
 # struct statx (statx(2)): mask blksize attributes nlink uid gid mode ino size blocks attributes_mask
 # atime btime ctime mtime (seconds, nanoseconds) rdev dev (major, minor) mnt_id
@@ -70,15 +63,6 @@ class StatxBuffer:
         if _statx(directory, name, flags, _STATX_MASK, self._address):
             raise libc.failure(name)
         return STATX_FORMAT.unpack_from(self._view)
-
-
-def openat2(directory: int, name: bytes, flags: int, mode: int = 0, resolve: int = 0) -> int:
-    """openat2(2). Raises ENOSYS before Linux 5.6."""
-    how = _HOW.pack(flags | os.O_CLOEXEC, mode, resolve)
-    fd = libc.syscall(libc.LONG(_OPENAT2), libc.INT(directory), libc.PATH(name), libc.PATH(how), libc.SIZE(len(how)))
-    if fd < 0:
-        raise libc.failure(name)
-    return int(fd)
 
 
 def rename(old_directory: int, old: bytes, new_directory: int, new: bytes, flags: int) -> None:
