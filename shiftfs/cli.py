@@ -18,7 +18,7 @@ from typing import Final
 
 from . import mount, status
 from .daemon import Daemon, tell_service_manager
-from .layer import PSEUDO_NAMES, Layer, is_pseudo
+from .layer import Layer, sizes_may_lie, sizes_of_kind_may_lie
 from .loop import Loop
 from .mount import MountError, MountInfo
 from .ops.control import REPORTS
@@ -278,8 +278,8 @@ def _sizes_may_lie(source: bytes, layer: Layer) -> bool:
     """Is there a filesystem in the source whose files have content and a size of 0? They are read only if OPEN is
     served."""
     above = os.path.realpath(source).rstrip(b"/") + b"/"
-    inside = any(info.kind in PSEUDO_NAMES and info.path.startswith(above) for info in mount.listed())
-    return inside or is_pseudo(layer.root.fd)
+    inside = any(sizes_of_kind_may_lie(info.kind) and info.path.startswith(above) for info in mount.listed())
+    return inside or sizes_may_lie(layer.root.fd)
 
 
 def _tune_interpreter() -> None:

@@ -15,6 +15,7 @@ from .sys import files, handles, mounts
 from .tree import Attributes, Change, Descriptor, RealKey, Space
 
 _OVERLAYFS: Final = 0x794C7630
+_FUSE: Final = 0x65735546
 _PSEUDO: Final = frozenset(
     {
         0x9FA0,  # procfs
@@ -27,13 +28,18 @@ _PSEUDO: Final = frozenset(
         0x62656570,  # configfs
         0xF97CFF8C,  # selinuxfs
         0x6165676C,  # pstore
+        0x42494E4D,  # binfmt_misc
+        0x65735543,  # fusectl
+        0xDE5E81E4,  # efivarfs
+        0xCAFE4A11,  # bpf
+        0x07655821,  # resctrl
     }
 )
 """statfs(2) types of filesystems whose files have content and a size of 0."""
 
 _REMOTE: Final = frozenset(
     {
-        0x65735546,  # FUSE
+        _FUSE,
         0x6969,  # NFS
         0xFF534D42,  # CIFS
         0xFE534D42,  # SMB 2
@@ -49,8 +55,9 @@ _REMOTE: Final = frozenset(
 )
 """Filesystems that wait for another machine or process, for as long as it pleases."""
 
-PSEUDO_NAMES: Final = frozenset(
-    b"proc sysfs cgroup cgroup2 debugfs tracefs securityfs configfs selinuxfs pstore".split()
+_PSEUDO_NAMES: Final = frozenset(
+    b"proc sysfs cgroup cgroup2 debugfs tracefs securityfs configfs selinuxfs pstore binfmt_misc fusectl efivarfs bpf"
+    b" resctrl".split()
 )
 """The same filesystems, as /proc/self/mountinfo calls them."""
 
@@ -150,6 +157,17 @@ def _open_copy(directory: int) -> int:
 def is_pseudo(fd: int) -> bool:
     """Is this file on a filesystem that reports sizes of 0?"""
     return files.filesystem_type(fd) in _PSEUDO
+
+
+def sizes_may_lie(fd: int) -> bool:
+    """May there be files with content and a size of 0 on the filesystem of `fd`? FUSE may pass such ones on."""
+    kind = files.filesystem_type(fd)
+    return kind in _PSEUDO or kind == _FUSE
+
+
+def sizes_of_kind_may_lie(kind: bytes) -> bool:
+    """The same of a filesystem by its name in /proc/self/mountinfo, as `fuse.sshfs`."""
+    return kind in _PSEUDO_NAMES or kind.partition(b".")[0] in (b"fuse", b"fuseblk")
 
 
 def reopen(fd: int, flags: int) -> int:

@@ -61,8 +61,13 @@ def _opened(ctx: Context, header: Header, inode: Inode, flags: int) -> Generator
     """A handle for the inode and the FOPEN_ flags to answer with."""
     writable = flags & os.O_ACCMODE != os.O_RDONLY
     path = ctx.tree.path(inode.entry)
-    if ctx.tree.is_pseudo(path.fd):
+    own: Descriptor | None = None
+    if ctx.tree.may_block(inode.entry):
+        if not writable:
+            own = yield partial(_open_passed_on, ctx, header, path, flags & _OWN_FLAGS)
+    elif ctx.tree.is_pseudo(path.fd):
         own = _open_pseudo(ctx, header, path, flags & _OWN_FLAGS)
+    if own is not None:
         return _handle(ctx, OpenFile(own, None, writable)), _DIRECT
     try:
         kept = yield from files.opened(ctx, inode, writable)
@@ -90,6 +95,17 @@ def _open_pseudo(ctx: Context, header: Header, path: Descriptor, flags: int) -> 
         return ctx.tree.open_waiting(path, flags)
     with ctx.credentials.powerless(header.uid, header.gid):
         return ctx.tree.open_waiting(path, flags)
+
+
+def _open_passed_on(ctx: Context, header: Header, path: Descriptor, flags: int) -> Descriptor | None:
+    """Open for reading what another FUSE filesystem may have from procfs: files of size 0 there are to be asked for
+    their content. None for all others, and for what the caller himself may not open: it shows as empty. On a worker."""
+    if os.fstat(path.fd).st_size != 0:
+        return None
+    try:
+        return _open_pseudo(ctx, header, path, flags)
+    except PermissionError:
+        return None
 
 
 def _cached(flags: int) -> int:
@@ -167,9 +183,11 @@ def _close_copy(descriptor: Descriptor) -> None:
 def opendir(ctx: Context, header: Header, request: requests.Open) -> Payload:
     if not ctx.serves_open:
         raise not_supported()
-    pseudo = ctx.tree.is_pseudo(ctx.tree.path(ctx.inodes.get(header.nodeid).entry).fd)
+    entry = ctx.inodes.get(header.nodeid).entry
+    # The times of a pseudo-filesystem's directories, which other FUSE filesystems may pass on, tell of no change.
+    anew = ctx.tree.may_block(entry) or ctx.tree.is_pseudo(ctx.tree.path(entry).fd)
     # Listings need no handle: see directories.py.
-    return replies.open(0, 0 if pseudo else _KEEP_CACHE | _CACHE_DIR)
+    return replies.open(0, 0 if anew else _KEEP_CACHE | _CACHE_DIR)
 
 
 def releasedir(ctx: Context, header: Header, request: requests.Release) -> Payload:

@@ -1,6 +1,7 @@
 """Files whose size is 0 although they have content: procfs, sysfs, cgroup2, by themselves and inside another tree."""
 
 import errno
+import mmap
 import os
 import select
 import subprocess
@@ -24,6 +25,15 @@ def bound(source: Path, target: Path) -> Iterator[None]:
         yield
     finally:
         unmount(entry)
+
+
+@contextmanager
+def tree_with_proc(path: Path) -> Iterator[None]:
+    """An ordinary tree with procfs inside."""
+    (path / "proc").mkdir()
+    (path / "file").write_text("content")
+    with bound(Path("/proc"), path / "proc"):
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -237,11 +247,73 @@ def test_a_stream_gives_what_there_is(traces: Path) -> None:
             refuses(errno.EAGAIN, os.read, fd, 10_000)
 
 
+@pytest.mark.parametrize(("kind", "name"), [("binfmt_misc", "status"), ("fusectl", "{device}/waiting")])
+def test_other_filesystems_without_sizes(tmp_path: Path, kind: str, name: str) -> None:
+    for place in ("real", "empty"):
+        (tmp_path / place).mkdir()
+    run(["mount", "-t", kind, "none", tmp_path / "real"])
+    entry = newest_mount(tmp_path / "real")
+    try:
+        with mounted(tmp_path / "empty") as any_fuse, mounted(tmp_path) as mount:
+            assert mount.status()["options"]["open"] == "serve"
+            path = Path("real") / name.format(device=any_fuse.entry.device)
+            assert (mount.path / path).stat().st_size == 0
+            assert (mount.path / path).read_bytes() == (tmp_path / path).read_bytes() != b""
+    finally:
+        unmount(entry)
+
+
+@pytest.mark.parametrize("inside", [False, True], ids=["as the source", "inside the source"])
+def test_through_another_fuse_filesystem(tmp_path: Path, inside: bool) -> None:
+    """Its own sizes are 0 as well, and what lies behind cannot be seen."""
+    source, beside = tmp_path / "source", tmp_path / "beside"
+    for path in (source, beside / "inner"):
+        path.mkdir(parents=True)
+    maps = ("uidmapping=0:100000:65536", "gidmapping=0:100000:65536")
+    with (
+        tree_with_proc(source),
+        mounted(source, beside / "inner") as inner,
+        mounted(beside if inside else inner.path) as outer,
+        mounted(inner.path, None, *maps) as shifted,
+    ):
+        assert outer.status()["options"]["open"] == "serve"
+        root = outer.path / "inner" if inside else outer.path
+        for name in ("version", "kallsyms", "sys/kernel/ostype"):
+            assert (root / "proc" / name).stat().st_size == 0
+            assert (root / "proc" / name).read_bytes() == (Path("/proc") / name).read_bytes()
+        os.listdir(root / "proc")
+        with subprocess.Popen(["cat"], stdin=subprocess.PIPE) as child:
+            assert str(child.pid) in os.listdir(root / "proc")
+            assert child.stdin is not None
+            child.stdin.close()
+        # Nobody is told more for there being two.
+        native = in_child(Path("/proc/kallsyms").read_bytes, uid=65534)
+        assert in_child((root / "proc/kallsyms").read_bytes, uid=65534) == native
+        assert in_child((shifted.path / "proc/kallsyms").read_bytes, uid=100000) == native
+
+
+def test_empty_files_of_another_fuse_filesystem(tmp_path: Path) -> None:
+    """They are read past the cache until they have a size, and mapped and written as ever."""
+    with mounted(tmp_path) as inner, mounted(inner.path) as outer:
+        path = outer.path / "file"
+        (tmp_path / "file").touch()
+        with opened(path) as early, opened(path, os.O_RDWR) as fd:
+            assert os.read(early, 100) == b""
+            os.ftruncate(fd, 10)
+            with mmap.mmap(fd, 10) as shared:
+                shared[:5] = b"hello"
+                shared.flush()
+            assert os.pread(early, 100, 0) == b"hello" + bytes(5)
+        assert (tmp_path / "file").read_bytes() == path.read_bytes() == b"hello" + bytes(5)
+        for mode in (0o000, 0o020):
+            (tmp_path / "hidden").touch()
+            (tmp_path / "hidden").chmod(mode)
+            assert (outer.path / "hidden").read_bytes() == b""
+
+
 def test_a_pseudo_filesystem_inside_an_ordinary_tree(tmp_path: Path) -> None:
     """What a container's root looks like: open=auto sees it, and ordinary files beside it are cached as ever."""
-    (tmp_path / "proc").mkdir()
-    (tmp_path / "file").write_text("content")
-    with bound(Path("/proc"), tmp_path / "proc"), mounted(tmp_path) as mount:
+    with tree_with_proc(tmp_path), mounted(tmp_path) as mount:
         assert mount.status()["options"]["open"] == "serve"
         assert (mount.path / "proc/version").read_bytes() == Path("/proc/version").read_bytes()
         assert (mount.path / "file").read_text() == "content"
