@@ -10,8 +10,6 @@ from typing import Final
 
 from . import libc
 
-CAP_SETGID: Final = 6
-CAP_SETUID: Final = 7
 CAP_DAC_OVERRIDE: Final = 1
 CAP_SYS_ADMIN: Final = 21
 CAP_SYS_RESOURCE: Final = 24
@@ -19,7 +17,6 @@ CAP_SYS_RESOURCE: Final = 24
 _KEEP: Final = 0xFFFFFFFF  # setfsuid(-1) changes nothing and returns the present id (setfsuid(2))
 _PR_SET_SECUREBITS = 28
 _PR_GET_SECUREBITS = 27
-_PR_SET_NO_NEW_PRIVS = 38
 _NO_SETUID_FIXUP = 1 << 2
 _VERSION_3 = 0x20080522
 
@@ -51,12 +48,6 @@ def keep_capabilities_over_setfsuid() -> bool:
     no right of ours. False without CAP_SETPCAP."""
     bits = _prctl(_PR_GET_SECUREBITS, 0, 0, 0, 0)
     return bits >= 0 and _prctl(_PR_SET_SECUREBITS, bits | _NO_SETUID_FIXUP, 0, 0, 0) == 0
-
-
-def set_no_new_privileges() -> None:
-    """PR_SET_NO_NEW_PRIVS: nothing that we ever execute gains rights."""
-    if _prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0):
-        raise libc.failure()
 
 
 def effective_capabilities() -> int:
