@@ -195,7 +195,7 @@ def installed(tmp_path: Path) -> Path:
     """A directory with the two commands as an installation makes them, for the shiftfs under test."""
     path = tmp_path / "bin"
     path.mkdir()
-    for name, module in (("shiftfs", "cli"), ("shiftfsctl", "ctl")):
+    for name, module in (("shiftfs", "__main__"), ("shiftfsctl", "ctl")):
         text = SCRIPT.format(python=sys.executable, path=environment()["PYTHONPATH"], module=module)
         (path / name).write_text(text)
         (path / name).chmod(0o755)
