@@ -4,6 +4,7 @@ What the page cache of the layer has is read on the loop; what may wait is a cal
 descriptors. Data descriptors belong to the inode, so whoever has the file open sees the same one.
 """
 
+import contextlib
 import errno
 import os
 import stat
@@ -13,6 +14,7 @@ from functools import partial
 from typing import Any, Final
 
 from ..inodes import Inode
+from ..shift.credentials import Credentials
 from ..sys import files
 from ..tree import Change, Descriptor
 from ..wire import notices, replies, requests
@@ -101,21 +103,26 @@ def read(ctx: Context, header: Header, request: requests.Read) -> Result:
 
 def _read_later(ctx: Context, inode: Inode, own: Descriptor | None, request: requests.Read, size: int) -> Later:
     if own is not None:
-        part: bytes = yield partial(_read_once, own, size, request.offset)
+        opener = ctx.handles[request.fh].opener
+        part: bytes = yield partial(_read_once, own, size, request.offset, ctx.credentials, opener)
         return part
     descriptor = yield from opened(ctx, inode, writable=False, fh=request.fh)
     content: bytes = yield partial(_read_fully, descriptor, size, request.offset)
     return content
 
 
-def _read_once(descriptor: Descriptor, size: int, offset: int) -> bytes:
-    """As much as there is: where content is made while it is read, asking for more may wait for it."""
-    try:
-        return os.pread(descriptor.fd, size, offset)
-    except OSError as error:
-        if error.errno != errno.ESPIPE:
-            raise
-    return os.read(descriptor.fd, size)
+def _read_once(
+    descriptor: Descriptor, size: int, offset: int, credentials: Credentials, opener: tuple[int, int] | None
+) -> bytes:
+    """As much as there is: where content is made while it is read, asking for more may wait for it. As the shown ids
+    `opener`, or ourselves if None: some of procfs is as much as the reader may know."""
+    with contextlib.nullcontext() if opener is None else credentials.powerless(*opener):
+        try:
+            return os.pread(descriptor.fd, size, offset)
+        except OSError as error:
+            if error.errno != errno.ESPIPE:
+                raise
+        return os.read(descriptor.fd, size)
 
 
 def _read_fully(descriptor: Descriptor, size: int, offset: int) -> bytes:

@@ -33,12 +33,17 @@ _OWN_FLAGS: Final = os.O_ACCMODE | os.O_APPEND | os.O_NONBLOCK
 
 
 class OpenFile:
-    """What a file handle stands for. `descriptor` is its own one, if any; `kept` keeps the inode's alive, so that a
-    file deleted behind the mount stays readable, as long as there are not too many of them."""
+    """What a file handle stands for. `descriptor` is its own one, if any, and `opener` who reads it, if not ourselves;
+    `kept` keeps the inode's alive, so that a file deleted behind the mount stays readable, as long as there are not too
+    many of them."""
 
-    __slots__ = ("changed", "descriptor", "kept", "stop_watching", "writable")
+    __slots__ = ("changed", "descriptor", "kept", "opener", "stop_watching", "writable")
 
-    def __init__(self, descriptor: Descriptor | None, kept: Descriptor | None, writable: bool) -> None:
+    def __init__(
+        self, descriptor: Descriptor | None, kept: Descriptor | None, writable: bool,
+        opener: tuple[int, int] | None = None,
+    ) -> None:  # fmt: skip
+        self.opener = opener
         self.descriptor = descriptor
         self.kept = kept
         self.writable = writable
@@ -68,7 +73,8 @@ def _opened(ctx: Context, header: Header, inode: Inode, flags: int) -> Generator
     elif ctx.tree.is_pseudo(path.fd):
         own = _open_pseudo(ctx, header, path, flags & _OWN_FLAGS)
     if own is not None:
-        return _handle(ctx, OpenFile(own, None, writable)), _DIRECT
+        opener = None if _is_trusted(ctx, header) else (header.uid, header.gid)
+        return _handle(ctx, OpenFile(own, None, writable, opener)), _DIRECT
     try:
         kept = yield from files.opened(ctx, inode, writable)
     except PermissionError:
@@ -77,6 +83,11 @@ def _opened(ctx: Context, header: Header, inode: Inode, flags: int) -> Generator
         kept = yield from files.opened_to_append(ctx, inode)
     answer = _cached(flags) if writable else _KEEP_CACHE | _NO_FLUSH
     return _handle(ctx, OpenFile(None, kept, writable)), answer
+
+
+def _is_trusted(ctx: Context, header: Header) -> bool:
+    """Is the caller, as a pseudo-file would see him, root like ourselves?"""
+    return header.uid == 0 and not ctx.credentials.shifts
 
 
 def _open_pseudo(ctx: Context, header: Header, path: Descriptor, flags: int) -> Descriptor:
@@ -91,7 +102,7 @@ def _open_pseudo(ctx: Context, header: Header, path: Descriptor, flags: int) -> 
             raise OSError(errno.EROFS, os.strerror(errno.EROFS))
         if not os.fstat(path.fd).st_mode & stat.S_IROTH:
             raise OSError(errno.EACCES, os.strerror(errno.EACCES))
-    elif header.uid == 0:
+    elif _is_trusted(ctx, header):
         return ctx.tree.open_waiting(path, flags)
     with ctx.credentials.powerless(header.uid, header.gid):
         return ctx.tree.open_waiting(path, flags)
@@ -198,7 +209,7 @@ def poll(ctx: Context, header: Header, request: requests.Poll) -> Payload:
     if not ctx.serves_open:
         raise not_supported()  # the kernel then takes every file as ready
     opened: OpenFile | None = ctx.handles.get(request.fh)
-    if opened is None or opened.descriptor is None:
+    if opened is None or opened.descriptor is None or ctx.tree.may_block(ctx.inodes.get(header.nodeid).entry):
         return replies.poll(_ALWAYS_READY & request.events)
     waiting = select.poll()
     waiting.register(opened.descriptor.fd, request.events)

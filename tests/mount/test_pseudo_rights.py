@@ -101,6 +101,21 @@ def test_without_a_map_a_user_is_told_what_he_may_know(plain: Mount) -> None:
     refuses(errno.EACCES, NOBODY, (plain.path / "proc/1/maps").read_bytes)
 
 
+def test_nobody_is_told_more_while_reading(plain: Mount, shifted: Mount) -> None:
+    """These fields are anybody's to read, and say as much as the reader may know of the process (proc(5))."""
+
+    me = str(os.getpid())
+
+    def addresses(path: Path) -> list[str]:
+        return (path / me / "stat").read_text().rpartition(")")[2].split()[23:26]  # startcode, endcode, startstack
+
+    native = NOBODY(addresses, PROC)
+    assert addresses(PROC) != native
+    assert addresses(plain.path / "proc") == addresses(PROC)
+    assert NOBODY(addresses, plain.path / "proc") == native
+    assert INSIDE(addresses, shifted.path / "proc") == native
+
+
 def test_without_a_map_a_user_has_what_is_his(plain: Mount) -> None:
     """A program of its own: what has changed its ids belongs to root (proc(5), /proc/PID)."""
     script = """

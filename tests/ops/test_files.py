@@ -2,6 +2,7 @@
 
 import errno
 import os
+import select
 import struct
 import threading
 from collections.abc import Iterator
@@ -13,7 +14,7 @@ from harness import wait_until
 from harness.device import LIMIT, MAX_WRITE, Served, served
 from harness.memory import MemoryTree, Node
 from shiftfs import session as session_module
-from shiftfs.ops import files
+from shiftfs.ops import files, handles
 from shiftfs.tree import Descriptor
 from shiftfs.wire import requests
 from shiftfs.wire.abi import Opcode
@@ -124,6 +125,18 @@ def test_short_reads_are_made_whole(memfd: Descriptor, monkeypatch: pytest.Monke
     assert files._read_fully(memfd, 5000, 7) == CONTENT[7:5007]
     assert files._read_fully(memfd, 2**20, 100) == CONTENT[100:]
     assert files._read_fully(memfd, 10, len(CONTENT)) == b""
+
+
+def test_another_process_is_not_asked_to_poll(tree: MemoryTree, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may take any time to answer, and the loop would wait."""
+    monkeypatch.setattr(tree, "may_block", lambda entry: True)
+    monkeypatch.setattr(handles.select, "poll", lambda: pytest.fail("asked"))
+    with served(tree) as mount:
+        nodeid = mount.device.look(b"other")
+        fh = struct.unpack_from("@Q", mount.device.ask(Opcode.OPEN, bytes(8), nodeid).payload)[0]
+        assert mount.session.context.handles[fh].descriptor is not None
+        answer = mount.device.ask(Opcode.POLL, struct.pack("@QQII", fh, 1, 0, select.POLLIN), nodeid)
+        assert (answer.errno, answer.payload) == (0, struct.pack("@II", select.POLLIN, 0))
 
 
 def test_a_handles_own_descriptor_is_read_once(tree: MemoryTree, monkeypatch: pytest.MonkeyPatch) -> None:
