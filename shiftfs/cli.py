@@ -125,10 +125,12 @@ class Mount:
         self._mounted: MountInfo | None = None
         self._is_disconnected = False
         self._failure: Exception | None = None
-        bound = _raise_descriptor_limit()
+        bound, unlinked = _raise_descriptor_limit()
         _stay_within_quota()
         layer = _open_layer(options.source)
-        self._tree = SourceTree(layer, bound, noatime=not options.atime, nodiratime=not options.diratime)
+        self._tree = SourceTree(
+            layer, bound, unlinked, noatime=not options.atime, nodiratime=not options.diratime
+        )  # fmt: skip
         only_uids = frozenset({0, os.geteuid()}) if options.allow_root and os.geteuid() != 0 else None
         # What the kernel opens by itself, it opens for everybody: allow_root needs to be asked.
         # And without the right to pass over modes, what was created unreadable is only written while it stays open.
@@ -261,11 +263,14 @@ def _open_layer(source: bytes) -> Layer:
         raise MountError(f"source {os.fsdecode(source)}: {error.strerror}; nothing was mounted") from None
 
 
-def _raise_descriptor_limit() -> int:
-    """Take all descriptors that we may have; how many of them the tree may use."""
+def _raise_descriptor_limit() -> tuple[int, int]:
+    """Take all descriptors that we may have; how many of them the tree may hold as long as it likes, and how many more
+    for removed files in use. Open files may keep as many as the first (ops/handles.py)."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    return max(64, min(_DESCRIPTORS, (hard - _SPARE_DESCRIPTORS) // 3))
+    ours = hard - min(_SPARE_DESCRIPTORS, hard // 8)
+    bound = max(32, min(_DESCRIPTORS, ours // 5))
+    return bound, max(32, ours - 2 * bound)
 
 
 def _stay_within_quota() -> None:

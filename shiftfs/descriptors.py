@@ -57,12 +57,12 @@ class Descriptors:
     """The descriptors of one layer's entries. `bound` counts those that may be closed at will; besides them only
     inodes that no name leads to any more keep one."""
 
-    def __init__(self, layer: Layer, bound: int, noatime: bool) -> None:
+    def __init__(self, layer: Layer, bound: int, unlinked: int = 1024, noatime: bool = True) -> None:
         self._layer = layer
         self._paths = _Bounded(max(bound // 2, 8), "path")
         self._data = _Bounded(max(bound // 2, 8), "data")
         self._pinned: set[Entry] = set()
-        self._most_pinned = max(bound, 16)
+        self._most_pinned = unlinked
         self._writers: dict[Entry, float] = {}
         self._noatime = os.O_NOATIME if noatime else 0
         root_key, _ = layer.look(layer.root.fd, b"")

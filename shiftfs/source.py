@@ -23,12 +23,14 @@ _FOREIGN_SHIFT: Final = 48
 class SourceTree:
     """One directory and all that is mounted in it at mount time."""
 
-    def __init__(self, layer: Layer, bound: int, noatime: bool = True, nodiratime: bool = True) -> None:
-        """`bound`: how many descriptors may be held at once, and how many more of unlinked files in use. `noatime`:
-        what is read here is not an access on the layer; `nodiratime`: nor is what is listed."""
+    def __init__(
+        self, layer: Layer, bound: int, unlinked: int = 1024, noatime: bool = True, nodiratime: bool = True
+    ) -> None:
+        """`bound`: how many descriptors may be held at once; `unlinked`: how many more of removed files in use.
+        `noatime`: what is read here is not an access on the layer; `nodiratime`: nor is what is listed."""
         self._layer = layer
         self._noatime = os.O_NOATIME if nodiratime else 0
-        self._held = Descriptors(layer, bound, noatime)
+        self._held = Descriptors(layer, bound, unlinked, noatime)
         self._devices: dict[int, int] = {layer.device: 0}
         self.root = self._held.root
 
