@@ -140,4 +140,5 @@ class Loop:
         for _ in range(self._workers):
             self._calls.put(None)
         self._poll.close()
-        os.close(self._wake)
+        if not self._running_calls:  # a blocked worker would write to whatever got the number next
+            os.close(self._wake)
