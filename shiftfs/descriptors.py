@@ -142,13 +142,17 @@ class Descriptors:
     def data(self, entry: Entry, writable: bool) -> Descriptor:
         """The descriptor through which a regular file is read and, if `writable`, written.
 
-        BlockingIOError where opening it may take long: a lease, or a layer beyond the network.
+        BlockingIOError where opening it may take long: a lease, or a layer beyond the network. EACCES on procfs and
+        the like.
         """
         if writable:
             self._writers[entry] = time.monotonic()
         held = entry.data
         if held is not None and (held.writable or not writable):
             return held
+        if entry.key[0] in self._layer.pseudo:
+            # What such a file says depends on who opened it: only a handle with a descriptor of its own may.
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
         if entry.key[0] in self._layer.remote:
             raise BlockingIOError(errno.EWOULDBLOCK, os.strerror(errno.EWOULDBLOCK))
         path = self.path(entry)

@@ -91,6 +91,8 @@ class Layer:
         self.root = Descriptor(opened, os.close)
         self._statx = files.StatxBuffer()
         self._has_births: dict[int, bool] = {}
+        self.pseudo: set[int] = set()
+        """Devices whose files have content and a size of 0, and ask who reads them."""
         self.remote: set[int] = set()
         """Devices whose files may take any time to open, read or write."""
         self.device = self.look(opened, b"")[1].device
@@ -138,6 +140,8 @@ class Layer:
                 os.close(fd)
         if kind in _REMOTE:
             self.remote.add(device)
+        if kind in _PSEUDO:
+            self.pseudo.add(device)
         answer = self._has_births[device] = kind != _OVERLAYFS
         return answer
 

@@ -99,6 +99,9 @@ class SourceTree:
     def may_block(self, entry: Entry) -> bool:
         return entry.key[0] in self._layer.remote
 
+    def is_made_up(self, entry: Entry) -> bool:
+        return entry.key[0] in self._layer.pseudo
+
     def data(self, entry: Entry, writable: bool) -> Descriptor:
         return self._held.data(entry, writable)
 

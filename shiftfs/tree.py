@@ -137,6 +137,9 @@ class Tree(Protocol):
     def may_block(self, entry: Any) -> bool:
         """Does the file's content lie beyond a network or another process?"""
 
+    def is_made_up(self, entry: Any) -> bool:
+        """Is the content made when the file is opened, so that nothing is shared and nothing can be truncated?"""
+
     def data(self, entry: Any, writable: bool) -> Descriptor:
         """A descriptor for reading, or reading and writing, a regular file; shared by all who use the inode.
 

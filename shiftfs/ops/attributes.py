@@ -106,6 +106,8 @@ def _time(now: int, given: int, seconds: int, nanoseconds: int) -> tuple[int, in
 def _truncate(
     ctx: Context, inode: Inode, request: requests.Setattr, before: Attributes, change: Change | None
 ) -> Result:
+    if ctx.tree.is_made_up(inode.entry):
+        return _apply(ctx, inode, change)  # as procfs and kernfs take O_TRUNC: there is nothing to cut off
     if before.blocks > _LARGE or ctx.tree.may_block(inode.entry):
         return _truncate_later(ctx, inode, request.size, change)
     try:

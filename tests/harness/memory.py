@@ -133,6 +133,9 @@ class MemoryTree:
     def may_block(self, entry: Node) -> bool:
         return False
 
+    def is_made_up(self, entry: Node) -> bool:
+        return False
+
     def data(self, entry: Node, writable: bool) -> Descriptor:
         self._called("data")
         return entry.content

@@ -160,3 +160,19 @@ def test_a_delegated_group_takes_no_processes_from_outside() -> None:
                 assert (own / "cgroup.procs").read_text() == f"{child.pid}\n"
             finally:
                 child.send_signal(signal.SIGKILL)
+
+
+@pytest.mark.parametrize("options", [(), MAPS])
+def test_nothing_of_them_is_shared_where_nobody_opens(options: tuple[str, ...]) -> None:
+    """With open=refuse there is no handle, and the process's own rights are nobody's to use."""
+    domain = (PROC / DOMAIN).read_text()
+    caller = INSIDE if options else ROOT
+    with with_proc("open=refuse", *options) as mount:
+        refuses(errno.EACCES, lambda: caller(write, mount.path / "proc" / DOMAIN, "changed"))
+        refuses(errno.EACCES, lambda: caller(read_at, mount.path / "proc" / "kcore"))
+    assert (PROC / DOMAIN).read_text() == domain
+
+
+def read_at(path: Path) -> bytes:
+    with opened(path, os.O_RDONLY) as fd:
+        return os.pread(fd, 4096, 0)

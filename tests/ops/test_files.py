@@ -14,7 +14,7 @@ from harness import wait_until
 from harness.device import LIMIT, MAX_WRITE, Served, served
 from harness.memory import MemoryTree, Node
 from shiftfs import session as session_module
-from shiftfs.ops import files, handles
+from shiftfs.ops import files
 from shiftfs.tree import Descriptor
 from shiftfs.wire import requests
 from shiftfs.wire.abi import Opcode
@@ -130,7 +130,7 @@ def test_short_reads_are_made_whole(memfd: Descriptor, monkeypatch: pytest.Monke
 def test_another_process_is_not_asked_to_poll(tree: MemoryTree, monkeypatch: pytest.MonkeyPatch) -> None:
     """It may take any time to answer, and the loop would wait."""
     monkeypatch.setattr(tree, "may_block", lambda entry: True)
-    monkeypatch.setattr(handles.select, "poll", lambda: pytest.fail("asked"))
+    monkeypatch.setattr(select, "poll", lambda: pytest.fail("asked"))
     with served(tree) as mount:
         nodeid = mount.device.look(b"other")
         fh = struct.unpack_from("@Q", mount.device.ask(Opcode.OPEN, bytes(8), nodeid).payload)[0]
