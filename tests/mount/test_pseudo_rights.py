@@ -169,10 +169,4 @@ def test_nothing_of_them_is_shared_where_nobody_opens(options: tuple[str, ...]) 
     caller = INSIDE if options else ROOT
     with with_proc("open=refuse", *options) as mount:
         refuses(errno.EACCES, lambda: caller(write, mount.path / "proc" / DOMAIN, "changed"))
-        refuses(errno.EACCES, lambda: caller(read_at, mount.path / "proc" / "kcore"))
     assert (PROC / DOMAIN).read_text() == domain
-
-
-def read_at(path: Path) -> bytes:
-    with opened(path, os.O_RDONLY) as fd:
-        return os.pread(fd, 4096, 0)
