@@ -156,7 +156,10 @@ class Served:
         self.thread.join(LIMIT)
         assert not self.thread.is_alive()
         self.session.end()
+        workers = [thread for thread in threading.enumerate() if thread.name == "worker"]
         self.loop.close()
+        for worker in workers:
+            worker.join(LIMIT)  # until then it may hold what its last call held
         del self.session, self.loop  # and what they hold
         if self.failure is not None:
             raise self.failure
