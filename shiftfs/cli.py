@@ -179,7 +179,6 @@ class Mount:
             loop.run()
         finally:
             self._unmount()
-            loop.close()
         if session.failure is not None:
             raise MountError(session.failure)
         if self._failure is not None:

@@ -140,5 +140,4 @@ class Loop:
         for _ in range(self._workers):
             self._calls.put(None)
         self._poll.close()
-        if not self._running_calls:  # a blocked worker would write to whatever got the number next
-            os.close(self._wake)
+        os.close(self._wake)
