@@ -82,7 +82,7 @@ class Descriptors:
         # The way to it is gone; the inode itself need not be.
         found = self._by_handle(entry)
         if found is None:
-            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+            raise _stale()
         return self._keep_path(entry, found)
 
     def _walk(self, entry: Entry) -> Descriptor:
@@ -92,7 +92,7 @@ class Descriptors:
             chain.append(parent)
         above = chain[-1].parent
         if above is None or above.path is None:
-            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+            raise _stale()
         held: Descriptor = above.path
         for missing in reversed(chain):
             held = self._open_path(held, missing)
@@ -137,7 +137,7 @@ class Descriptors:
                     if self._layer.look(found.fd, b"")[0] == entry.key:
                         entry.name = name
                         return found
-        raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+        raise _stale()
 
     def data(self, entry: Entry, writable: bool) -> Descriptor:
         """The descriptor through which a regular file is read and, if `writable`, written.
@@ -252,6 +252,10 @@ class Descriptors:
             "unlinked": len(self._pinned),
             "bound": int(self._paths.maxsize + self._data.maxsize),
         }
+
+
+def _stale() -> OSError:
+    return OSError(errno.ESTALE, os.strerror(errno.ESTALE))
 
 
 def is_directory(key: RealKey) -> bool:

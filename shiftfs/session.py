@@ -75,7 +75,6 @@ class Session:
         max_write = -(-max_write // _PAGE) * _PAGE
         self._channel = Channel(fd, max_write)
         self._max_write = max_write
-        self._tree = tree
         self._log = log
         self._trace = trace
         self._only_uids = only_uids
