@@ -77,17 +77,19 @@ def magic_link(fd: int) -> bytes:
 class Layer:
     """A directory and all beneath it. `path` is for messages only."""
 
-    def __init__(self, path: bytes) -> None:
+    def __init__(self, path: bytes, opened: int | None = None, private: bool = False) -> None:
         """Open the directory; with the right to do so, as a private copy of its mounts, so that what is mounted in it
-        later (our own mount among others) is never entered. Raises OSError."""
+        later (our own mount among others) is never entered. Or take over `opened`, a directory open for reading, which
+        is in such a copy if `private`. Raises OSError."""
         self.path = os.path.abspath(path)
-        opened = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        self.private = False
-        with contextlib.suppress(OSError):  # no CAP_SYS_ADMIN, or before Linux 5.12: the plain directory serves
-            copy = _open_copy(opened)
-            os.close(opened)
-            opened = copy
-            self.private = True
+        self.private = private
+        if opened is None:
+            opened = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            with contextlib.suppress(OSError):  # no CAP_SYS_ADMIN, or before Linux 5.12: the plain directory serves
+                copy = _open_copy(opened)
+                os.close(opened)
+                opened = copy
+                self.private = True
         self.root = Descriptor(opened, os.close)
         self._statx = files.StatxBuffer()
         self._has_births: dict[int, bool] = {}
