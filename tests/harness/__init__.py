@@ -20,6 +20,7 @@ from harness.commands import (
     user_prefix,
     wait_until,
 )
+from harness.layered import OVERLAYS, Layers, layered, make_whiteout, read_tree, write_tree
 from harness.mounts import (
     Leftover,
     MountEntry,
@@ -34,11 +35,13 @@ from harness.namespaces import UserNamespace, in_userns, user_namespace
 from harness.shifted import Mount, mounted, requests_during
 
 __all__ = [
+    "OVERLAYS",
     "SHIFTFS",
     "Argument",
     "Caller",
     "CommandFailed",
     "Completed",
+    "Layers",
     "Leftover",
     "Mount",
     "MountEntry",
@@ -48,11 +51,14 @@ __all__ = [
     "environment",
     "errno_of",
     "in_userns",
+    "layered",
     "loop_filesystem",
+    "make_whiteout",
     "mount_table",
     "mounted",
     "newest_mount",
     "open_directory",
+    "read_tree",
     "requests_during",
     "run",
     "shifted_directory",
@@ -63,4 +69,5 @@ __all__ = [
     "user_namespace",
     "user_prefix",
     "wait_until",
+    "write_tree",
 ]

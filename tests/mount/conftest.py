@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from harness import Mount, mounted, open_directory, run
+from harness import OVERLAYS, Layers, Mount, mounted, open_directory, run
 from harness.places import KINDS, Place, new_place
 
 
@@ -42,3 +42,15 @@ def one_mount(source: Path) -> Iterator[Mount]:
 def shown(one_mount: Mount, source: Path) -> Place:
     """A directory of its own for each test, on one mount with the default options."""
     return new_place(source, one_mount, "default")
+
+
+@pytest.fixture(params=OVERLAYS)
+def layers(request: pytest.FixtureRequest, tmp_path: Path) -> Layers:
+    """Directories for an overlay of the kernel's, and for ours without and with a map."""
+    return Layers(tmp_path, kind=request.param)
+
+
+@pytest.fixture(params=[kind for kind in OVERLAYS if kind != "kernel"])
+def our_layers(request: pytest.FixtureRequest, tmp_path: Path) -> Layers:
+    """Directories for an overlay of ours: for what the kernel's does otherwise, or not at all."""
+    return Layers(tmp_path, kind=request.param)
