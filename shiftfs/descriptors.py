@@ -9,6 +9,7 @@ import errno
 import os
 import stat
 import time
+from collections.abc import Iterator
 from typing import Final
 
 from cachetools import FIFOCache
@@ -16,7 +17,7 @@ from cachetools import FIFOCache
 from . import layer as real
 from .layer import Layer
 from .sys import handles
-from .tree import Descriptor, RealKey
+from .tree import Attributes, Descriptor, RealKey
 
 _WRITER_IDLE: Final = 1.0
 """Seconds after the last write until a descriptor open for writing is closed: while it is open, nobody can execute
@@ -57,13 +58,16 @@ class Descriptors:
     """The descriptors of one layer's entries. `bound` counts those that may be closed at will; besides them only
     inodes that no name leads to any more keep one."""
 
-    def __init__(self, layer: Layer, bound: int, unlinked: int = 1024, noatime: bool = True) -> None:
+    def __init__(
+        self, layer: Layer, bound: int, unlinked: int = 1024, noatime: bool = True, beside: "Descriptors | None" = None
+    ) -> None:
+        """Those of a layer `beside` another are bounded together with the other's."""
         self._layer = layer
-        self._paths = _Bounded(max(bound // 2, 8), "path")
-        self._data = _Bounded(max(bound // 2, 8), "data")
-        self._pinned: set[Entry] = set()
+        self._paths: _Bounded = beside._paths if beside else _Bounded(max(bound // 2, 8), "path")
+        self._data: _Bounded = beside._data if beside else _Bounded(max(bound // 2, 8), "data")
+        self._pinned: set[Entry] = beside._pinned if beside else set()
         self._most_pinned = unlinked
-        self._writers: dict[Entry, float] = {}
+        self._writers: dict[Entry, float] = beside._writers if beside else {}
         self._noatime = os.O_NOATIME if noatime else 0
         root_key, _ = layer.look(layer.root.fd, b"")
         self.root = Entry(None, b"", root_key)
@@ -84,6 +88,20 @@ class Descriptors:
         if found is None:
             raise _stale()
         return self._keep_path(entry, found)
+
+    def attributes(self, entry: Entry) -> Attributes:
+        """What the layer says of the very inode. ESTALE if it is not to be found any more."""
+        held = entry.path or entry.data
+        if held is None and entry.parent is not None:
+            try:
+                key, attributes = self._layer.look(self.path(entry.parent).fd, entry.name)
+            except OSError as error:
+                if error.errno not in (errno.ENOENT, errno.ESTALE):
+                    raise
+            else:
+                if key == entry.key:
+                    return attributes
+        return self._layer.look((held or self.path(entry)).fd, b"")[1]
 
     def _walk(self, entry: Entry) -> Descriptor:
         """From the nearest directory above that is open, name by name."""
@@ -211,6 +229,33 @@ class Descriptors:
         descriptors. Where there are no handles, only as many as there may be paths are kept."""
         if entry.handle is not None or len(self._pinned) > self._paths.maxsize:
             self.unpin(entry)
+
+    @contextlib.contextmanager
+    def removing(self, known: Entry | None, directory: Entry, name: bytes) -> Iterator[None]:
+        """Keep hold of an inode before a name of it goes; it may be the last, whatever name we saw last, as others may
+        have gone behind the mount. Let go if it stays after all."""
+        if known is None or (known.parent is not directory and is_directory(known.key)):
+            yield  # a directory has one name; one moved behind the mount might be above `directory` by what we know
+            return
+        last_seen = known.parent, known.name
+        known.parent, known.name = directory, name
+        self.pin(known)
+        try:
+            yield
+        except OSError:
+            self.unpin(known)
+            raise
+        finally:
+            known.parent, known.name = last_seen
+
+    def has_gone(self, known: Entry | None) -> bool:
+        """Has the inode, whose name has been removed, no name any more?"""
+        if known is None or known.path is None:
+            return False
+        if self.attributes(known).nlink == 0:
+            return True
+        self.unpin_if_found_again(known)
+        return False
 
     def _check_pins(self) -> None:
         if len(self._pinned) >= self._most_pinned:

@@ -112,7 +112,14 @@ class Layer:
 
     def look(self, directory: int, name: bytes) -> tuple[RealKey, Attributes]:
         """Key and attributes of a name, or of `directory` itself for an empty one: one statx."""
-        f = self._statx.at(directory, name)
+        return self._seen(self._statx.at(directory, name), directory, name)
+
+    def find(self, directory: int, name: bytes) -> tuple[RealKey, Attributes] | None:
+        """The same of a name; None where there is none."""
+        f = self._statx.found(directory, name)
+        return None if f is None else self._seen(f, directory, name)
+
+    def _seen(self, f: files.StatxFields, directory: int, name: bytes) -> tuple[RealKey, Attributes]:
         mode = f[6]
         device = f[21] << 20 | f[22]
         born = self._has_births.get(device)

@@ -15,10 +15,10 @@ from typing import Any, Final, NamedTuple
 from .channel import Channel, Disconnected
 from .counters import Counters
 from .loop import Loop
-from .ops import HANDLERS, directories
-from .ops.context import Context, Later, Payload, Work
+from .ops import HANDLERS, LAYERED_HANDLERS, directories
+from .ops.context import Context, Later, Payload
 from .shift.idmap import IdMap
-from .tree import Tree
+from .tree import Gate, Tree, Work
 from .wire import abi, negotiation, replies, requests
 from .wire.abi import InitFlag, Opcode
 from .wire.requests import Header, ProtocolError
@@ -85,8 +85,8 @@ class Session:
         self.on_end: Callable[[], None] = lambda: None
         self.failure: str | None = None
         self._decoders = requests.decoders(setxattr_ext=False)
+        self._handlers = LAYERED_HANDLERS if tree.layered else HANDLERS
         self._waiting: dict[int, Waiting] = {}
-        self._let_go: set[int] = set()  # callers killed, whose calls have not ended yet
         self.context = Context(
             tree, uids, gids, timeout,
             serves_open=serves_open,
@@ -136,7 +136,7 @@ class Session:
             if decoder is None:
                 raise ProtocolError(f"unknown opcode {opcode}", errno=errno.ENOSYS)
             request = decoder(view[_HEADER_SIZE : size - header.extlen])
-            handler = HANDLERS.get(opcode)
+            handler = self._handlers.get(opcode)
             if self._only_uids is not None and header.uid not in self._only_uids and opcode not in _NO_REPLY:
                 raise OSError(errno.EACCES, "allow_root")
             result = handler(self.context, header, request) if handler is not None else self._special(header, request)
@@ -222,7 +222,7 @@ class Session:
             waiting.steps.close()  # its caller was killed: nothing more is done for it
             return
         try:
-            call: Work = waiting.steps.throw(error) if error is not None else waiting.steps.send(result)
+            call = waiting.steps.throw(error) if error is not None else waiting.steps.send(result)
         except StopIteration as answer:
             self._finish(header)
             self._answer(header, waiting.began, answer.value)
@@ -233,6 +233,9 @@ class Session:
             # are rare here.
             failure.__traceback__ = None
         else:
+            if isinstance(call, Gate):
+                call.wait(lambda: self._step(waiting, None, None))
+                return
             self._loop.submit(
                 lambda: call() if self._waiting.get(header.unique) is waiting else None,
                 lambda result, error: self._step(waiting, result, error),
@@ -240,8 +243,8 @@ class Session:
 
     def _let_go_ended(self, unique: int) -> None:
         self.context.interrupted.discard(unique)
-        if unique in self._let_go:
-            self._let_go.remove(unique)
+        if unique in self.context.let_go:
+            self.context.let_go.remove(unique)
             self._loop.regained()
 
     def _finish(self, header: Header) -> None:
@@ -257,7 +260,7 @@ class Session:
         self.context.interrupted.add(unique)  # copies look for it
         if is_being_killed(waiting.header.pid):
             del self._waiting[unique]
-            self._let_go.add(unique)
+            self.context.let_go.add(unique)
             self._loop.lost()
             self._fail(waiting.header, waiting.began, InterruptedError(errno.EINTR, "killed"))
 

@@ -4,17 +4,15 @@ Owns nothing but the layer and its descriptors; holds no cache of names or attri
 tree.Tree says of workers.
 """
 
-import contextlib
-import errno
 import os
-from collections.abc import Iterator
-from typing import Final
+from collections.abc import Callable
+from typing import Any, Final
 
 from . import layer as real
 from .descriptors import Descriptors, Entry, is_directory
 from .layer import Layer
 from .sys import files
-from .tree import Attributes, Change, Descriptor, Listed, RealKey, Space
+from .tree import Attributes, Change, Descriptor, Listed, RealKey, Space, Steps
 
 _FOREIGN_SHIFT: Final = 48
 """Inode numbers of a filesystem mounted inside the source are told apart by the bits from here on."""
@@ -37,14 +35,18 @@ class SourceTree:
     def root_attributes(self) -> tuple[RealKey, Attributes]:
         return self._layer.look(self._layer.root.fd, b"")
 
-    def lookup(self, directory: Entry, name: bytes) -> tuple[RealKey, Attributes]:
-        held = directory.path
-        return self._layer.look((held or self._held.path(directory)).fd, name)
+    def knows(self, entry_of: Callable[[RealKey], Any | None]) -> None:
+        pass  # an inode is what it is, known or not
 
-    def entry(self, directory: Entry, name: bytes, key: RealKey) -> Entry:
+    def lookup(self, directory: Entry, name: bytes) -> tuple[RealKey, Attributes, None]:
+        held = directory.path
+        key, attributes = self._layer.look((held or self._held.path(directory)).fd, name)
+        return key, attributes, None
+
+    def entry(self, directory: Entry, name: bytes, key: RealKey, place: None = None) -> Entry:
         return Entry(directory, name, key)
 
-    def found_at(self, entry: Entry, directory: Entry, name: bytes) -> None:
+    def found_at(self, entry: Entry, directory: Entry, name: bytes, place: None = None) -> None:
         if entry.parent is not directory:
             if is_directory(entry.key) and _leads_through(directory, entry):
                 # Renames behind the mount; the way to `directory` is not yet known anew. A circle would have no end.
@@ -58,17 +60,7 @@ class SourceTree:
         self._held.release(entry)
 
     def attributes(self, entry: Entry) -> Attributes:
-        held = entry.path or entry.data
-        if held is None and entry.parent is not None:
-            try:
-                key, attributes = self._layer.look(self._held.path(entry.parent).fd, entry.name)
-            except OSError as error:
-                if error.errno not in (errno.ENOENT, errno.ESTALE):
-                    raise
-            else:
-                if key == entry.key:
-                    return attributes
-        return self._layer.look((held or self._held.path(entry)).fd, b"")[1]
+        return self._held.attributes(entry)
 
     def numbers(self, attributes: Attributes) -> int:
         if attributes.device == self._layer.device:
@@ -79,8 +71,11 @@ class SourceTree:
         index = self._devices.setdefault(device, len(self._devices))
         return (number + (index << _FOREIGN_SHIFT)) & 0xFFFFFFFFFFFFFFFF
 
-    def listing(self, entry: Entry, held: Descriptor) -> list[Listed]:
-        device = entry.key[0]
+    def held(self, entry: Entry) -> tuple[Descriptor, int]:
+        return self._held.path(entry), entry.key[0]
+
+    def listing(self, directory: tuple[Descriptor, int]) -> list[Listed]:
+        held, device = directory
         names = real.list_names(held.fd, self._noatime)
         if device == self._layer.device:
             return [Listed(*row) for row in names]
@@ -95,6 +90,27 @@ class SourceTree:
 
     def path(self, entry: Entry) -> Descriptor:
         return self._held.path(entry)
+
+    def content(self, entry: Entry) -> Descriptor:
+        return self._held.path(entry)
+
+    layered = False
+    volatile = False
+
+    def is_up(self, entry: Entry, metadata_only: bool = False) -> bool:
+        return True
+
+    def copy_up(self, entry: Entry, size: int | None, metadata_only: bool, stopped: Callable[[], bool]) -> Steps:
+        yield from ()
+
+    def counts_names(self, entry: Entry) -> bool:
+        return False
+
+    def may_rename(self, entry: Entry) -> None:
+        pass
+
+    def progress(self) -> list[dict[str, object]]:
+        return []
 
     def may_block(self, entry: Entry) -> bool:
         return entry.key[0] in self._layer.remote
@@ -139,12 +155,12 @@ class SourceTree:
         return key, attributes, entry
 
     def unlink(self, directory: Entry, name: bytes, known: Entry | None) -> bool:
-        with self._pinned(known, directory, name):
+        with self._held.removing(known, directory, name):
             os.unlink(name, dir_fd=self._held.path(directory).fd)
-        return self._has_gone(known)
+        return self._held.has_gone(known)
 
     def rmdir(self, directory: Entry, name: bytes, known: Entry | None) -> None:
-        with self._pinned(known, directory, name):
+        with self._held.removing(known, directory, name):
             os.rmdir(name, dir_fd=self._held.path(directory).fd)
 
     def rename(
@@ -152,40 +168,13 @@ class SourceTree:
         replaced: Entry | None,
     ) -> bool:  # fmt: skip
         exchange = flags & files.RENAME_EXCHANGE
-        with self._pinned(None if exchange else replaced, to, new_name):
+        with self._held.removing(None if exchange else replaced, to, new_name):
             files.rename(self._held.path(directory).fd, name, self._held.path(to).fd, new_name, flags)
         if moved is not None:
             self.found_at(moved, to, new_name)
         if exchange and replaced is not None:
             self.found_at(replaced, directory, name)
-        return not exchange and self._has_gone(replaced)
-
-    @contextlib.contextmanager
-    def _pinned(self, known: Entry | None, directory: Entry, name: bytes) -> Iterator[None]:
-        """Keep hold of an inode before a name of it goes; it may be the last, whatever name we saw last, as others may
-        have gone behind the mount. Let go if it stays after all."""
-        if known is None or (known.parent is not directory and is_directory(known.key)):
-            yield  # a directory has one name; one moved behind the mount might be above `directory` by what we know
-            return
-        last_seen = known.parent, known.name
-        known.parent, known.name = directory, name
-        self._held.pin(known)
-        try:
-            yield
-        except OSError:
-            self._held.unpin(known)
-            raise
-        finally:
-            known.parent, known.name = last_seen
-
-    def _has_gone(self, known: Entry | None) -> bool:
-        """Has the inode no name any more?"""
-        if known is None or known.path is None:
-            return False
-        if self.attributes(known).nlink == 0:
-            return True
-        self._held.unpin_if_found_again(known)
-        return False
+        return not exchange and self._held.has_gone(replaced)
 
     def change(self, entry: Entry, change: Change) -> None:
         real.change(self._held.path(entry).fd, change)

@@ -4,7 +4,7 @@ A tree knows real ids and real inodes only; it has never heard of nodeids, of sh
 alone; all methods run on the loop thread unless they say otherwise.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from typing import Any, NamedTuple, Protocol
 
 RealKey = tuple[int, int, int, int]
@@ -71,6 +71,33 @@ class Descriptor:
         self._close(self.fd)
 
 
+Work = Callable[[], Any]
+"""A call for a worker."""
+
+
+class Gate:
+    """What holds requests up until one of them has done something for all. Loop thread."""
+
+    __slots__ = ("_waiting",)
+
+    def __init__(self) -> None:
+        self._waiting: list[Callable[[], None]] = []
+
+    def wait(self, resume: Callable[[], None]) -> None:
+        """Call `resume` once the gate is open."""
+        self._waiting.append(resume)
+
+    def open(self) -> None:
+        """Let all go on that wait; whoever comes later has nothing to wait for."""
+        waiting, self._waiting = self._waiting, []
+        for resume in waiting:
+            resume()
+
+
+Steps = Generator[Work | Gate, Any, None]
+"""Something that takes long: it yields calls for a worker, whose results it is sent, and gates to wait at."""
+
+
 class Space(NamedTuple):
     """statfs(2) of the tree, in struct fuse_kstatfs's order."""
 
@@ -106,14 +133,17 @@ class Tree(Protocol):
     def root_attributes(self) -> tuple[RealKey, Attributes]:
         """Key and attributes of the root directory."""
 
-    def lookup(self, directory: Any, name: bytes) -> tuple[RealKey, Attributes]:
-        """Key and attributes of one name. ENOENT if there is none."""
+    def lookup(self, directory: Any, name: bytes) -> tuple[RealKey, Attributes, Any]:
+        """Key and attributes of one name, and where the tree has found it. ENOENT if there is none."""
 
-    def entry(self, directory: Any, name: bytes, key: RealKey) -> Any:
-        """A new entry for an inode just found at `name`."""
+    def entry(self, directory: Any, name: bytes, key: RealKey, place: Any) -> Any:
+        """A new entry for an inode just found at `name`; `place` is what `lookup` gave."""
 
-    def found_at(self, entry: Any, directory: Any, name: bytes) -> None:
+    def found_at(self, entry: Any, directory: Any, name: bytes, place: Any) -> None:
         """A known inode has been seen under this name (a hard link, a rename behind the mount)."""
+
+    def knows(self, entry_of: Callable[[RealKey], Any | None]) -> None:
+        """How the tree is to ask for the entry of an inode that the kernel knows."""
 
     def release(self, entry: Any) -> None:
         """The kernel has forgotten the inode: let go of its descriptors."""
@@ -123,8 +153,11 @@ class Tree(Protocol):
     def numbers(self, attributes: Attributes) -> int:
         """The st_ino that the mount shows."""
 
-    def listing(self, entry: Any, held: Descriptor) -> list[Listed]:
-        """All names of a directory but `.` and `..`; `held` is its `path`. May run on a worker."""
+    def held(self, entry: Any) -> Any:
+        """What `listing` needs of a directory."""
+
+    def listing(self, held: Any) -> list[Listed]:
+        """All names of the directory that `held` was given for, but `.` and `..`. May run on a worker."""
 
     def parent_number(self, entry: Any) -> int:
         """The st_ino of a directory's parent; the root's own for the root."""
@@ -133,6 +166,33 @@ class Tree(Protocol):
 
     def path(self, entry: Any) -> Descriptor:
         """An O_PATH descriptor of the very inode."""
+
+    def content(self, entry: Any) -> Descriptor:
+        """An O_PATH descriptor of the inode that has a file's content."""
+
+    @property
+    def layered(self) -> bool:
+        """May an inode have to be copied up before it can be changed?"""
+
+    @property
+    def volatile(self) -> bool:
+        """Is nothing of this worth waiting for a disk?"""
+
+    def is_up(self, entry: Any, metadata_only: bool = False) -> bool:
+        """Can the inode be changed where it is?"""
+
+    def copy_up(self, entry: Any, size: int | None, metadata_only: bool, stopped: Callable[[], bool]) -> Steps:
+        """Bring an inode to where it can be changed: with `size` bytes of its content, all of it for None, or none of
+        it if a change of `metadata_only` does with that. Ends early, with EINTR, once `stopped`."""
+
+    def counts_names(self, entry: Any) -> bool:
+        """Must the inode be up before one of its names goes, for the others to know how many they are?"""
+
+    def may_rename(self, entry: Any) -> None:
+        """EXDEV for what cannot be renamed, before anything is done for it."""
+
+    def progress(self) -> list[dict[str, object]]:
+        """The copies that have been under way for more than a second, for `status`."""
 
     def may_block(self, entry: Any) -> bool:
         """Does the file's content lie beyond a network or another process?"""
@@ -144,7 +204,7 @@ class Tree(Protocol):
         """A descriptor for reading, or reading and writing, a regular file; shared by all who use the inode.
 
         BlockingIOError where a lease on the layer would have to be broken first, or where the file `may_block`: then
-        `open_waiting` on a worker.
+        `open_waiting` on a worker; and for writing where it is not up.
         """
 
     def open_waiting(self, held: Descriptor, flags: int) -> Descriptor:

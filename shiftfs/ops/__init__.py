@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from ..wire.abi import Opcode
-from . import attributes, control, directories, files, handles, namespace, xattrs
+from . import attributes, control, copyup, directories, files, handles, namespace, xattrs
 from .context import Context, Result
 
 Handler = Callable[[Context, Any, Any], Result]
@@ -53,3 +53,9 @@ HANDLERS: Final[dict[int, Handler]] = {
 }
 """Requests not listed get ENOSYS: ACCESS (the kernel checks, by default_permissions), BMAP (no block device here),
 the locks (they stay with the kernel), and the mappings of virtiofs. INIT, INTERRUPT and DESTROY are the session's."""
+
+LAYERED_HANDLERS: Final[dict[int, Handler]] = {
+    opcode: copyup.first(copyup.NEEDS[opcode], handler) if opcode in copyup.NEEDS else handler
+    for opcode, handler in HANDLERS.items()
+}
+"""The same for mounts with layers."""

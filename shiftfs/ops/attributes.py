@@ -55,11 +55,11 @@ def statx(ctx: Context, header: Header, request: requests.Statx) -> Payload:
 
 
 def setattr(ctx: Context, header: Header, request: requests.Setattr) -> Result:
-    inode = ctx.inodes.get(header.nodeid)
+    inode = ctx.to_change(header.nodeid)
     before = ctx.tree.attributes(inode.entry)
     change = _change(ctx, header, request, before)
     if request.valid & _SIZE:
-        return _truncate(ctx, inode, request, before, change)
+        return _truncate(ctx, header, inode, request, before, change)
     return _apply(ctx, inode, change)
 
 
@@ -104,21 +104,21 @@ def _time(now: int, given: int, seconds: int, nanoseconds: int) -> tuple[int, in
 
 
 def _truncate(
-    ctx: Context, inode: Inode, request: requests.Setattr, before: Attributes, change: Change | None
+    ctx: Context, header: Header, inode: Inode, request: requests.Setattr, before: Attributes, change: Change | None
 ) -> Result:
     if ctx.tree.is_made_up(inode.entry):
         return _apply(ctx, inode, change)  # as procfs and kernfs take O_TRUNC: there is nothing to cut off
     if before.blocks > _LARGE or ctx.tree.may_block(inode.entry):
-        return _truncate_later(ctx, inode, request.size, change)
+        return _truncate_later(ctx, header, inode, request.size, change)
     try:
         os.ftruncate(ctx.tree.data(inode.entry, True).fd, request.size)
     except BlockingIOError:
-        return _truncate_later(ctx, inode, request.size, change)
+        return _truncate_later(ctx, header, inode, request.size, change)
     return _apply(ctx, inode, change)
 
 
-def _truncate_later(ctx: Context, inode: Inode, size: int, change: Change | None) -> Later:
-    opened = yield from data.opened(ctx, inode, writable=True)
+def _truncate_later(ctx: Context, header: Header, inode: Inode, size: int, change: Change | None) -> Later:
+    opened = yield from data.opened(ctx, header, inode, writable=True)
     yield partial(os.ftruncate, opened.fd, size)
     return _apply(ctx, inode, change)
 
@@ -134,5 +134,6 @@ def statfs(ctx: Context, header: Header, request: requests.Statfs) -> Payload:
 
 
 def syncfs(ctx: Context, header: Header, request: requests.Syncfs) -> Later:
-    yield ctx.tree.sync
+    if not ctx.tree.volatile:
+        yield ctx.tree.sync
     return DONE

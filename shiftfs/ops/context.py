@@ -14,12 +14,11 @@ from cachetools import FIFOCache, LRUCache
 from ..inodes import Inode, InodeTable
 from ..shift.credentials import Credentials
 from ..shift.idmap import UNMAPPED, IdMap
-from ..tree import Attributes, RealKey, Tree
+from ..tree import Attributes, Gate, RealKey, Tree, Work
 from ..wire import replies
 
 Payload = bytes | bytearray | memoryview
-Work = Callable[[], Any]
-Later = Generator[Work, Any, Payload]
+Later = Generator[Work | Gate, Any, Payload]
 """A handler that has to wait: it yields calls for a worker, gets their results, and returns its payload."""
 Result = Payload | Later | None
 """What a handler answers: a payload, a payload later, or nothing at all (FORGET)."""
@@ -55,6 +54,7 @@ class Context:
         shiftfsctl asks."""
         self.tree = tree
         self.inodes = InodeTable(tree.root_attributes()[0], tree.root)
+        tree.knows(self._entry_of)
         self.uids = uids
         self.gids = gids
         seconds = int(timeout)
@@ -76,6 +76,9 @@ class Context:
         self.inner_root: bytes | None = None
         """A name below the root that leads to the root itself, while one is wanted (mount.show_inner_root)."""
         self.interrupted: set[int] = set()
+        """Requests whose caller has got a signal; copies on a caller's behalf look for it."""
+        self.let_go: set[int] = set()
+        """Those whose caller has been killed, and whose calls have not ended yet."""
         self.aside = aside
         self.notify = notify
         self.detach = detach
@@ -91,20 +94,19 @@ class Context:
             self.uids.shown[a[11]], self.gids.shown[a[12]], a[13], a[14], 0,
         )  # fmt: skip
 
-    def adopt(self, parent: Inode, name: bytes, key: RealKey, attributes: Attributes) -> bytes:
+    def adopt(self, parent: Inode, name: bytes, key: RealKey, attributes: Attributes, place: Any) -> bytes:
         """The entry reply for an inode found at `name`: from here on the kernel holds one reference more."""
         inode = self.inodes.known(key)
         if inode is None:
-            inode = self.inodes.add(key, self.tree.entry(parent.entry, name, key))
+            inode = self.inodes.add(key, self.tree.entry(parent.entry, name, key, place))
         else:
-            self.tree.found_at(inode.entry, parent.entry, name)
+            self.tree.found_at(inode.entry, parent.entry, name, place)
         inode.nlookup += 1
         return replies.entry(inode.nodeid, 0, self.valid, self.valid, self.shown(attributes))
 
     def look(self, parent: Inode, name: bytes) -> bytes:
         """Look a name up and adopt what is there."""
-        key, attributes = self.tree.lookup(parent.entry, name)
-        return self.adopt(parent, name, key, attributes)
+        return self.adopt(parent, name, *self.tree.lookup(parent.entry, name))
 
     def known_at(self, parent: Inode, name: bytes) -> Inode | None:
         """The inode at a name, if there is one and the kernel knows it."""
@@ -112,6 +114,22 @@ class Context:
             return self.inodes.known(self.tree.lookup(parent.entry, name)[0])
         except FileNotFoundError:
             return None
+
+    def _entry_of(self, key: RealKey) -> Any | None:
+        inode = self.inodes.known(key)
+        return inode and inode.entry
+
+    def stopped(self, unique: int) -> Callable[[], bool]:
+        """Does nobody wait any more for what is done on behalf of a request? Any thread may ask."""
+        return lambda: unique in self.let_go
+
+    def to_change(self, nodeid: int) -> Inode:
+        """The inode of a request that changes it. EROFS where that is the host's own state (cgroupfs, procfs) and the
+        caller's ids are shifted: it would be changed with our rights, and nobody here is the host's root."""
+        inode = self.inodes.get(nodeid)
+        if self.credentials.shifts and self.tree.is_made_up(inode.entry):
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+        return inode
 
     def refuse_unmapped_owner(self, attributes: Attributes) -> None:
         """Nobody may change the owner, mode or flags of what an unmapped id owns: EPERM."""

@@ -30,7 +30,7 @@ _FSGETXATTR: Final = 0x801C581F
 _FSSETXATTR: Final = 0x401C5820
 _GETVERSION: Final = 0x80087601
 _ANSWER_SIZE: Final = {_GETFLAGS: 4, _GETVERSION: 4, _FSGETXATTR: 28}
-_SETTERS: Final = frozenset({_SETFLAGS, _FSSETXATTR})
+SETTERS: Final = frozenset({_SETFLAGS, _FSSETXATTR})
 _REGULAR: Final = stat.S_IFREG >> 12
 _OPENABLE: Final = frozenset({_REGULAR, stat.S_IFDIR >> 12})
 
@@ -40,15 +40,15 @@ def ioctl(ctx: Context, header: Header, request: requests.Ioctl) -> Payload:
         return _report(ctx, header, request)
     inode = ctx.inodes.get(header.nodeid)
     answer_size = _ANSWER_SIZE.get(request.cmd)
-    if inode.key[3] & 0xF not in _OPENABLE or (answer_size is None and request.cmd not in _SETTERS):
+    if inode.key[3] & 0xF not in _OPENABLE or (answer_size is None and request.cmd not in SETTERS):
         raise OSError(errno.ENOTTY, os.strerror(errno.ENOTTY))
-    if request.cmd in _SETTERS:
+    if request.cmd in SETTERS:
         ctx.refuse_unmapped_owner(ctx.tree.attributes(inode.entry))
     descriptor: Descriptor = ctx.tree.open_waiting(ctx.tree.path(inode.entry), os.O_RDONLY | os.O_NONBLOCK)
     # Room for what the kernel may write, whatever the filesystem's idea of the argument's size.
     argument = bytearray(request.data.ljust(64, b"\0"))
     result = fcntl.ioctl(descriptor.fd, request.cmd, argument)
-    if request.cmd in _SETTERS and inode.key[3] == _REGULAR:
+    if request.cmd in SETTERS and inode.key[3] == _REGULAR:
         # Immutable or append-only now, perhaps: whoever writes from here on has to open the file anew, and is refused.
         ctx.tree.keep_data(inode.entry, descriptor)
     return replies.ioctl(result, bytes(argument[:answer_size]) if answer_size is not None else b"")

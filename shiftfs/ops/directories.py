@@ -47,14 +47,14 @@ def _answer(ctx: Context, inode: Inode, request: requests.Read, plus: bool) -> R
     if rows is None:
         if ctx.tree.attributes(inode.entry).size >= _LARGE:
             return _list_later(ctx, inode, request, plus)
-        rows = _sorted(ctx.tree.listing(inode.entry, ctx.tree.path(inode.entry)))
+        rows = _sorted(ctx.tree.listing(ctx.tree.held(inode.entry)))
         ctx.listings[inode] = rows
     return _pack(ctx, inode, rows, request, plus)
 
 
 def _list_later(ctx: Context, inode: Inode, request: requests.Read, plus: bool) -> Later:
-    held = ctx.tree.path(inode.entry)  # found and checked here; the worker holds it, whatever is evicted meanwhile
-    rows: list[Row] = yield lambda: _sorted(ctx.tree.listing(inode.entry, held))
+    held = ctx.tree.held(inode.entry)  # found and checked here; the worker holds it, whatever is evicted meanwhile
+    rows: list[Row] = yield lambda: _sorted(ctx.tree.listing(held))
     ctx.listings[inode] = rows
     return _pack(ctx, inode, rows, request, plus)
 
@@ -113,12 +113,12 @@ def _with_attributes(ctx: Context, inode: Inode, row: Row) -> bytes | None:
     without attributes, so who asks for them learns why not."""
     cookie, name, number, kind = row
     try:
-        key, attributes = ctx.tree.lookup(inode.entry, name)
+        key, attributes, place = ctx.tree.lookup(inode.entry, name)
     except OSError as error:
         if error.errno in _GONE:
             return None
         return dirents.direntplus(dirents.NO_ENTRY, number, cookie, kind, name)
-    entry = ctx.adopt(inode, name, key, attributes)
+    entry = ctx.adopt(inode, name, key, attributes, place)
     return dirents.direntplus(entry, ctx.tree.numbers(attributes), cookie, attributes.mode >> 12, name)
 
 
@@ -135,4 +135,4 @@ def fsyncdir(ctx: Context, header: Header, request: requests.Fsync) -> Later:
     inode = ctx.inodes.get(header.nodeid)
     held = ctx.tree.path(inode.entry)
     opened: Descriptor = yield partial(ctx.tree.open_waiting, held, os.O_RDONLY | os.O_DIRECTORY)
-    return (yield from files.sync_descriptor(ctx, opened, inode, request))
+    return (yield from files.sync_descriptor(ctx, header, opened, inode, request))

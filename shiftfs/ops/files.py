@@ -16,11 +16,11 @@ from typing import Any, Final
 from ..inodes import Inode
 from ..shift.credentials import Credentials
 from ..sys import files
-from ..tree import Change, Descriptor
+from ..tree import Change, Descriptor, Gate, Work
 from ..wire import notices, replies, requests
 from ..wire.abi import FsyncFlag, WriteFlag
 from ..wire.requests import Header
-from .context import DONE, Context, Later, Payload, Result, Work, without_set_ids
+from .context import DONE, Context, Later, Payload, Result, without_set_ids
 
 _SMALL_WRITE: Final = 64 * 1024
 """Writes up to here, in bytes, are done on the loop: they go to the layer's page cache as fast as to a worker."""
@@ -56,13 +56,17 @@ def shared(ctx: Context, inode: Inode, fh: int, writable: bool) -> Descriptor:
         return kept
 
 
-def opened(ctx: Context, inode: Inode, writable: bool, fh: int = 0) -> Generator[Work, Any, Descriptor]:
-    """The same, waiting for a lease on the layer to be broken if need be."""
+def opened(
+    ctx: Context, header: Header, inode: Inode, writable: bool, fh: int = 0
+) -> Generator[Work | Gate, Any, Descriptor]:
+    """The same, copying the file up and waiting for a lease on the layer to be broken if need be."""
+    if writable and not ctx.tree.is_up(inode.entry):
+        yield from ctx.tree.copy_up(inode.entry, None, False, ctx.stopped(header.unique))
     try:
         return shared(ctx, inode, fh, writable)
     except BlockingIOError:
         flags = os.O_RDWR if writable else os.O_RDONLY
-        found: Descriptor = yield partial(ctx.tree.open_waiting, ctx.tree.path(inode.entry), flags)
+        found: Descriptor = yield partial(ctx.tree.open_waiting, ctx.tree.content(inode.entry), flags)
         ctx.tree.keep_data(inode.entry, found)
         return found
 
@@ -85,7 +89,7 @@ def read(ctx: Context, header: Header, request: requests.Read) -> Result:
     inode = regular(ctx, header.nodeid)
     size, offset = min(request.size, len(ctx.scratch)), request.offset
     if own is not None:
-        return _read_later(ctx, inode, own, request, size)
+        return _read_later(ctx, header, inode, own, request, size)
     try:
         fd = shared(ctx, inode, request.fh, False).fd
         room = ctx.scratch[:size]
@@ -98,15 +102,17 @@ def read(ctx: Context, header: Header, request: requests.Read) -> Result:
     except OSError as error:
         if error.errno != errno.EOPNOTSUPP:
             raise
-    return _read_later(ctx, inode, None, request, size)
+    return _read_later(ctx, header, inode, None, request, size)
 
 
-def _read_later(ctx: Context, inode: Inode, own: Descriptor | None, request: requests.Read, size: int) -> Later:
+def _read_later(
+    ctx: Context, header: Header, inode: Inode, own: Descriptor | None, request: requests.Read, size: int
+) -> Later:  # fmt: skip
     if own is not None:
         opener = ctx.handles[request.fh].opener
         part: bytes = yield partial(_read_once, own, size, request.offset, ctx.credentials, opener)
         return part
-    descriptor = yield from opened(ctx, inode, writable=False, fh=request.fh)
+    descriptor = yield from opened(ctx, header, inode, writable=False, fh=request.fh)
     content: bytes = yield partial(_read_fully, descriptor, size, request.offset)
     return content
 
@@ -152,7 +158,7 @@ def write(ctx: Context, header: Header, request: requests.Write) -> Result:
             pass
         else:
             return _written(ctx, inode, request, _write_at_once(ctx, inode, request, descriptor, flags))
-    return _write_later(ctx, inode, own, request, flags)
+    return _write_later(ctx, header, inode, own, request, flags)
 
 
 def _write_at_once(
@@ -191,12 +197,12 @@ def _write_flags(request: requests.Write) -> int:
 
 
 def _write_later(
-    ctx: Context, inode: Inode, own: Descriptor | None, request: requests.Write, flags: int
+    ctx: Context, header: Header, inode: Inode, own: Descriptor | None, request: requests.Write, flags: int
 ) -> Later:
     buffer = ctx.detach()  # the data stays where it was received, until it is written
     inode.at_work += 1
     try:
-        descriptor = own or (yield from _opened_to_write(ctx, inode, request.fh, flags))
+        descriptor = own or (yield from _opened_to_write(ctx, header, inode, request.fh, flags))
         count: int = yield partial(_write_fully, descriptor, request.data, request.offset, flags)
         return _written(ctx, inode, request, count)
     finally:
@@ -205,18 +211,20 @@ def _write_later(
         ctx.recycle(buffer)
 
 
-def _opened_to_write(ctx: Context, inode: Inode, fh: int, flags: int) -> Generator[Work, Any, Descriptor]:
+def _opened_to_write(
+    ctx: Context, header: Header, inode: Inode, fh: int, flags: int
+) -> Generator[Work | Gate, Any, Descriptor]:
     try:
-        return (yield from opened(ctx, inode, writable=True, fh=fh))
+        return (yield from opened(ctx, header, inode, writable=True, fh=fh))
     except PermissionError:
         if not flags & os.RWF_APPEND:
             raise
     return (yield from opened_to_append(ctx, inode))
 
 
-def opened_to_append(ctx: Context, inode: Inode) -> Generator[Work, Any, Descriptor]:
+def opened_to_append(ctx: Context, inode: Inode) -> Generator[Work | Gate, Any, Descriptor]:
     """A descriptor of its own for an append-only file (chattr +a), which cannot be opened for more."""
-    found: Descriptor = yield partial(ctx.tree.open_waiting, ctx.tree.path(inode.entry), os.O_WRONLY | os.O_APPEND)
+    found: Descriptor = yield partial(ctx.tree.open_waiting, ctx.tree.content(inode.entry), os.O_WRONLY | os.O_APPEND)
     return found
 
 
@@ -255,11 +263,15 @@ def kill_set_ids(ctx: Context, inode: Inode) -> None:
 
 def fsync(ctx: Context, header: Header, request: requests.Fsync) -> Later:
     inode = regular(ctx, header.nodeid)
-    return sync_descriptor(ctx, own_descriptor(ctx, request.fh), inode, request)
+    return sync_descriptor(ctx, header, own_descriptor(ctx, request.fh), inode, request)
 
 
-def sync_descriptor(ctx: Context, own: Descriptor | None, inode: Inode, request: requests.Fsync) -> Later:
-    descriptor = own or (yield from opened(ctx, inode, writable=False, fh=request.fh))
+def sync_descriptor(
+    ctx: Context, header: Header, own: Descriptor | None, inode: Inode, request: requests.Fsync
+) -> Later:  # fmt: skip
+    if ctx.tree.volatile:
+        return DONE
+    descriptor = own or (yield from opened(ctx, header, inode, writable=False, fh=request.fh))
     yield partial(flush_to_disk, descriptor, bool(request.fsync_flags & _FDATASYNC))
     return DONE
 
@@ -273,7 +285,7 @@ def fallocate(ctx: Context, header: Header, request: requests.Fallocate) -> Late
     inode = regular(ctx, header.nodeid)
     inode.at_work += 1
     try:
-        descriptor = yield from opened(ctx, inode, writable=True)
+        descriptor = yield from opened(ctx, header, inode, writable=True)
         yield partial(_fallocate, descriptor, request)
         kill_set_ids(ctx, inode)
         return DONE
@@ -287,7 +299,7 @@ def _fallocate(descriptor: Descriptor, request: requests.Fallocate) -> None:
 
 def lseek(ctx: Context, header: Header, request: requests.Lseek) -> Later:
     """SEEK_DATA and SEEK_HOLE only; the kernel answers the others itself."""
-    descriptor = yield from opened(ctx, regular(ctx, header.nodeid), writable=False)
+    descriptor = yield from opened(ctx, header, regular(ctx, header.nodeid), writable=False)
     position: int = yield partial(_seek, descriptor, request)
     return replies.lseek(position)
 
@@ -310,12 +322,12 @@ def copy_file_range_64(ctx: Context, header: Header, request: requests.CopyFileR
 
 def _copy(
     ctx: Context, header: Header, request: requests.CopyFileRange, length: int
-) -> Generator[Work, Any, int]:
+) -> Generator[Work | Gate, Any, int]:
     source, target = regular(ctx, header.nodeid), regular(ctx, request.nodeid_out)
     target.at_work += 1
     try:
-        reading = yield from opened(ctx, source, writable=False)
-        writing = yield from opened(ctx, target, writable=True)
+        writing = yield from opened(ctx, header, target, writable=True)
+        reading = yield from opened(ctx, header, source, writable=False)
         count: int = yield partial(_copy_range, ctx.interrupted, header.unique, reading, writing, request, length)
         kill_set_ids(ctx, target)
         return count

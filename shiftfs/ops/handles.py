@@ -14,12 +14,12 @@ from functools import partial
 from typing import Any, Final
 
 from ..inodes import Inode
-from ..tree import Descriptor
+from ..tree import Descriptor, Gate, Work
 from ..wire import notices, replies, requests
 from ..wire.abi import FOpen, PollFlag
 from ..wire.requests import Header
 from . import files
-from .context import DONE, Context, Later, Payload, Result, Work, not_supported, stale
+from .context import DONE, Context, Later, Payload, Result, not_supported, stale
 from .namespace import creation_mode
 
 _DIRECT: Final = int(FOpen.DIRECT_IO)
@@ -62,7 +62,7 @@ def _open_later(ctx: Context, header: Header, inode: Inode, flags: int) -> Later
     return replies.open(fh, answer)
 
 
-def _opened(ctx: Context, header: Header, inode: Inode, flags: int) -> Generator[Work, Any, tuple[int, int]]:
+def _opened(ctx: Context, header: Header, inode: Inode, flags: int) -> Generator[Work | Gate, Any, tuple[int, int]]:
     """A handle for the inode and the FOPEN_ flags to answer with."""
     writable = flags & os.O_ACCMODE != os.O_RDONLY
     path = ctx.tree.path(inode.entry)
@@ -76,7 +76,7 @@ def _opened(ctx: Context, header: Header, inode: Inode, flags: int) -> Generator
         opener = None if _is_trusted(ctx, header) else (header.uid, header.gid)
         return _handle(ctx, OpenFile(own, None, writable, opener)), _DIRECT
     try:
-        kept = yield from files.opened(ctx, inode, writable)
+        kept = yield from files.opened(ctx, header, inode, writable)
     except PermissionError:
         if not (writable and flags & os.O_APPEND):
             raise
@@ -142,8 +142,8 @@ def create(ctx: Context, header: Header, request: requests.Create) -> Result:
     mode = creation_mode(ctx, header, parent, request.mode)
     with ctx.credentials.acting_as(header.uid, header.gid, request.umask):
         created = _new_file(ctx, parent, request.name, mode)
-    key, attributes = ctx.tree.lookup(parent.entry, request.name)
-    entry = ctx.adopt(parent, request.name, key, attributes)
+    key, attributes, place = ctx.tree.lookup(parent.entry, request.name)
+    entry = ctx.adopt(parent, request.name, key, attributes, place)
     inode = ctx.inodes.known(key)
     if inode is not None and os.fstat(created.fd).st_ino == attributes.ino:
         ctx.tree.keep_data(inode.entry, created)

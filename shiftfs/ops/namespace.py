@@ -19,10 +19,10 @@ def lookup(ctx: Context, header: Header, request: requests.Lookup) -> Payload:
     if request.name == ctx.inner_root and parent is ctx.inodes.root:
         return _inner_root(ctx)
     try:
-        key, attributes = ctx.tree.lookup(parent.entry, request.name)
+        found = ctx.tree.lookup(parent.entry, request.name)
     except FileNotFoundError:
         return ctx.absent
-    return ctx.adopt(parent, request.name, key, attributes)
+    return ctx.adopt(parent, request.name, *found)
 
 
 def _inner_root(ctx: Context) -> Payload:
@@ -63,7 +63,7 @@ def readlink(ctx: Context, header: Header, request: requests.Readlink) -> Payloa
 
 
 def mknod(ctx: Context, header: Header, request: requests.Mknod) -> Payload:
-    parent = ctx.inodes.get(header.nodeid)
+    parent = ctx.to_change(header.nodeid)
     mode = creation_mode(ctx, header, parent, request.mode)
     with ctx.credentials.acting_as(header.uid, header.gid, request.umask):
         try:
@@ -76,21 +76,21 @@ def mknod(ctx: Context, header: Header, request: requests.Mknod) -> Payload:
 
 
 def mkdir(ctx: Context, header: Header, request: requests.Mkdir) -> Payload:
-    parent = ctx.inodes.get(header.nodeid)
+    parent = ctx.to_change(header.nodeid)
     with ctx.credentials.acting_as(header.uid, header.gid, request.umask):
         ctx.tree.mkdir(parent.entry, request.name, request.mode)
     return ctx.look(parent, request.name)
 
 
 def symlink(ctx: Context, header: Header, request: requests.Symlink) -> Payload:
-    parent = ctx.inodes.get(header.nodeid)
+    parent = ctx.to_change(header.nodeid)
     with ctx.credentials.acting_as(header.uid, header.gid, 0o022):
         ctx.tree.symlink(parent.entry, request.name, request.target)
     return ctx.look(parent, request.name)
 
 
 def tmpfile(ctx: Context, header: Header, request: requests.Create) -> Payload:
-    parent = ctx.inodes.get(header.nodeid)
+    parent = ctx.to_change(header.nodeid)
     mode = creation_mode(ctx, header, parent, request.mode)
     with ctx.credentials.acting_as(header.uid, header.gid, request.umask):
         key, attributes, entry = ctx.tree.tmpfile(parent.entry, mode)
@@ -117,7 +117,7 @@ def creation_mode(ctx: Context, header: Header, parent: Inode, mode: int) -> int
 
 def link(ctx: Context, header: Header, request: requests.Link) -> Payload:
     inode = ctx.inodes.get(request.oldnodeid)
-    parent = ctx.inodes.get(header.nodeid)
+    parent = ctx.to_change(header.nodeid)
     ctx.tree.link(inode.entry, parent.entry, request.name)
     if inode.unlinked:
         ctx.inodes.revive(inode)
@@ -125,7 +125,7 @@ def link(ctx: Context, header: Header, request: requests.Link) -> Payload:
 
 
 def unlink(ctx: Context, header: Header, request: requests.Unlink) -> Payload:
-    parent = ctx.inodes.get(header.nodeid)
+    parent = ctx.to_change(header.nodeid)
     inode = ctx.known_at(parent, request.name)
     if ctx.tree.unlink(parent.entry, request.name, inode and inode.entry):
         _gone(ctx, inode)
@@ -133,7 +133,7 @@ def unlink(ctx: Context, header: Header, request: requests.Unlink) -> Payload:
 
 
 def rmdir(ctx: Context, header: Header, request: requests.Rmdir) -> Payload:
-    parent = ctx.inodes.get(header.nodeid)
+    parent = ctx.to_change(header.nodeid)
     inode = ctx.known_at(parent, request.name)
     ctx.tree.rmdir(parent.entry, request.name, inode and inode.entry)
     _gone(ctx, inode)
@@ -147,8 +147,8 @@ def _gone(ctx: Context, inode: Inode | None) -> None:
 
 
 def rename(ctx: Context, header: Header, request: requests.Rename) -> Payload:
-    parent = ctx.inodes.get(header.nodeid)
-    target = ctx.inodes.get(request.newdir)
+    parent = ctx.to_change(header.nodeid)
+    target = ctx.to_change(request.newdir)
     moved = ctx.known_at(parent, request.oldname)
     replaced = None if request.flags & files.RENAME_NOREPLACE else ctx.known_at(target, request.newname)
     arguments = (

@@ -63,7 +63,7 @@ def _sized(value: bytes, room: int) -> Payload:
 
 
 def setxattr(ctx: Context, header: Header, request: requests.Setxattr) -> Payload:
-    entry = ctx.inodes.get(header.nodeid).entry
+    entry = ctx.to_change(header.nodeid).entry
     name, value = request.name, request.value
     if name in _ACLS:
         ctx.refuse_unmapped_owner(ctx.tree.attributes(entry))
@@ -80,7 +80,7 @@ def setxattr(ctx: Context, header: Header, request: requests.Setxattr) -> Payloa
 
 
 def removexattr(ctx: Context, header: Header, request: requests.Removexattr) -> Payload:
-    entry = ctx.inodes.get(header.nodeid).entry
+    entry = ctx.to_change(header.nodeid).entry
     if request.name in _ACLS or request.name == _CAPABILITY:
         ctx.refuse_unmapped_owner(ctx.tree.attributes(entry))
     ctx.tree.removexattr(entry, request.name)

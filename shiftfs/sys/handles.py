@@ -7,19 +7,31 @@ import struct
 from . import libc
 
 _AT_EMPTY_PATH = 0x1000
+_AT_HANDLE_FID = 0x200
 _MAX_HANDLE = 128
 
 _to_handle = libc.function("name_to_handle_at", [libc.INT, libc.PATH, libc.POINTER, libc.POINTER, libc.INT])
 _by_handle = libc.function("open_by_handle_at", [libc.INT, libc.PATH, libc.INT])
 
 
-def of(fd: int) -> bytes | None:
-    """The handle of what `fd` (O_PATH too) names; None where the filesystem has none."""
+def of(fd: int, name: bytes = b"") -> bytes | None:
+    """The handle of a name beneath `fd`, or of what `fd` (O_PATH too) names itself; None where the filesystem has
+    none. Four bytes of length, four of type, then the handle (struct file_handle)."""
+    return _encoded(fd, name, 0)
+
+
+def identity(fd: int, name: bytes) -> bytes | None:
+    """A handle that may only tell inodes apart, which more filesystems have (AT_HANDLE_FID, Linux 6.5)."""
+    return _encoded(fd, name, 0) or _encoded(fd, name, _AT_HANDLE_FID)
+
+
+def _encoded(fd: int, name: bytes, flags: int) -> bytes | None:
     room = bytearray(8 + _MAX_HANDLE)
     struct.pack_into("=I", room, 0, _MAX_HANDLE)
     mount_id = ctypes.c_int()
     hold = (ctypes.c_char * len(room)).from_buffer(room)
-    if _to_handle(fd, b"", ctypes.addressof(hold), ctypes.addressof(mount_id), _AT_EMPTY_PATH):
+    flags |= 0 if name else _AT_EMPTY_PATH
+    if _to_handle(fd, name, ctypes.addressof(hold), ctypes.addressof(mount_id), flags):
         return None
     (size,) = struct.unpack_from("=I", room)
     return bytes(room[: 8 + size])

@@ -7,10 +7,11 @@ descriptor. Never looks at rights. `released` lists what was let go, `failing` m
 import errno
 import os
 import stat
+from collections.abc import Callable
 from typing import Any
 
 from shiftfs.sys import files
-from shiftfs.tree import Attributes, Change, Descriptor, Listed, RealKey, Space
+from shiftfs.tree import Attributes, Change, Descriptor, Listed, RealKey, Space, Steps
 
 DEVICE = 77
 
@@ -87,16 +88,37 @@ class MemoryTree:
     def root_attributes(self) -> tuple[RealKey, Attributes]:
         return self.root.key, self.attributes(self.root)
 
-    def lookup(self, directory: Node, name: bytes) -> tuple[RealKey, Attributes]:
+    layered = False
+    volatile = False
+
+    def knows(self, entry_of: Callable[[RealKey], Any | None]) -> None:
+        pass
+
+    def lookup(self, directory: Node, name: bytes) -> tuple[RealKey, Attributes, None]:
         self._called("lookup")
         node = self._child(directory, name)
-        return node.key, self.attributes(node)
+        return node.key, self.attributes(node), None
 
-    def entry(self, directory: Node, name: bytes, key: RealKey) -> Node:
+    def entry(self, directory: Node, name: bytes, key: RealKey, place: None) -> Node:
         return directory.children[name]
 
-    def found_at(self, entry: Node, directory: Node, name: bytes) -> None:
+    def found_at(self, entry: Node, directory: Node, name: bytes, place: None) -> None:
         pass
+
+    def is_up(self, entry: Node, metadata_only: bool = False) -> bool:
+        return True
+
+    def copy_up(self, entry: Node, size: int | None, metadata_only: bool, stopped: Callable[[], bool]) -> Steps:
+        yield from ()
+
+    def counts_names(self, entry: Node) -> bool:
+        return False
+
+    def may_rename(self, entry: Node) -> None:
+        pass
+
+    def progress(self) -> list[dict[str, object]]:
+        return []
 
     def release(self, entry: Node) -> None:
         self.released.append(entry)
@@ -113,9 +135,12 @@ class MemoryTree:
     def numbers(self, attributes: Attributes) -> int:
         return attributes.ino
 
-    def listing(self, entry: Node, held: Descriptor) -> list[Listed]:
+    def held(self, entry: Node) -> Node:
+        return entry
+
+    def listing(self, held: Node) -> list[Listed]:
         self._called("listing")
-        return [Listed(name, node.number, node.mode >> 12) for name, node in entry.children.items()]
+        return [Listed(name, node.number, node.mode >> 12) for name, node in held.children.items()]
 
     def parent_number(self, entry: Node) -> int:
         return (entry.parent or entry).number
@@ -129,6 +154,9 @@ class MemoryTree:
     def path(self, entry: Node) -> Descriptor:
         self._called("path")
         return entry.content
+
+    def content(self, entry: Node) -> Descriptor:
+        return self.path(entry)
 
     def may_block(self, entry: Node) -> bool:
         return False

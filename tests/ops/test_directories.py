@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from harness.device import Served, served
 from harness.memory import MemoryTree, Node
 from shiftfs.ops import context, directories
-from shiftfs.tree import Descriptor, Listed
+from shiftfs.tree import Listed
 from shiftfs.wire.abi import ROOT_ID, Opcode
 
 DIRENT = struct.Struct("@QQII")
@@ -175,9 +175,9 @@ def test_listings_are_bounded_by_their_names(tree: MemoryTree, monkeypatch: pyte
     made: list[bytes] = []
     listing = tree.listing
 
-    def counted(entry: Node, held: Descriptor) -> list[Listed]:
-        made.append(entry.target)
-        return listing(entry, held)
+    def counted(held: Node) -> list[Listed]:
+        made.append(held.target)
+        return listing(held)
 
     monkeypatch.setattr(tree, "listing", counted)
     monkeypatch.setattr(context, "_LISTED_NAMES", 100)

@@ -123,7 +123,7 @@ def test_what_a_known_inode_costs(tmp_path: Path) -> None:
     handle = handles.of(tree.path(Entry(directory, b"file", tree.lookup(directory, b"file")[0])).fd) or bytes(20)
     table = InodeTable(tree.root_attributes()[0], directory)
     for number in range(KNOWN):
-        (device, inode_number, born, kind), _ = tree.lookup(directory, b"file")
+        (device, inode_number, born, kind), *_ = tree.lookup(directory, b"file")
         found = (device, inode_number + number, born + number, kind)
         entry = tree.entry(directory, b"file-%011d" % number, found)
         entry.handle = bytes(bytearray(handle))

@@ -1,0 +1,121 @@
+"""What has to be in the upper layer before a request can be served, on mounts that have layers: one table.
+
+Only asks the tree to bring inodes up, and then runs the request's own handler, which knows nothing of it. Changes of
+contents are not here: they come up when the file is opened for them (files.opened). Loop thread.
+"""
+
+from collections.abc import Callable, Generator, Iterator
+from typing import Any, Final, NamedTuple
+
+from ..inodes import Inode
+from ..sys import files
+from ..wire.abi import Fattr, Opcode
+from ..wire.requests import Header
+from . import control
+from .context import Context, Later, Result
+
+_SIZE: Final = int(Fattr.SIZE)
+
+
+class Need(NamedTuple):
+    """An inode that has to be up, with so many bytes of content (None: all of it), or none of it if `metadata_only`
+    will do."""
+
+    inode: Inode
+    size: int | None = None
+    metadata_only: bool = True
+
+
+Needs = Callable[[Context, Header, Any], Iterator[Need]]
+
+
+def first(needs: Needs, handler: Callable[[Context, Header, Any], Result]) -> Callable[[Context, Header, Any], Result]:
+    """The handler, once all that it needs is up."""
+
+    def served(ctx: Context, header: Header, request: Any) -> Result:
+        missing = [n for n in needs(ctx, header, request) if not ctx.tree.is_up(n.inode.entry, n.metadata_only)]
+        if not missing:
+            return handler(ctx, header, request)
+        return _later(ctx, header, request, handler, missing)
+
+    return served
+
+
+def _later(
+    ctx: Context, header: Header, request: Any, handler: Callable[[Context, Header, Any], Result], missing: list[Need]
+) -> Later:
+    for inode, size, metadata_only in missing:
+        yield from ctx.tree.copy_up(inode.entry, size, metadata_only, ctx.stopped(header.unique))
+    result = handler(ctx, header, request)
+    if isinstance(result, Generator):
+        result = yield from result
+    assert result is not None
+    return result
+
+
+def _itself(ctx: Context, header: Header, request: Any) -> Iterator[Need]:
+    yield Need(ctx.inodes.get(header.nodeid))
+
+
+def _attributes(ctx: Context, header: Header, request: Any) -> Iterator[Need]:
+    size = request.size if request.valid & _SIZE else None
+    yield Need(ctx.inodes.get(header.nodeid), size, metadata_only=size is None)
+
+
+def _flags(ctx: Context, header: Header, request: Any) -> Iterator[Need]:
+    if request.cmd in control.SETTERS:
+        yield Need(ctx.inodes.get(header.nodeid), metadata_only=False)
+
+
+def _removed(ctx: Context, header: Header, request: Any) -> Iterator[Need]:
+    parent = ctx.inodes.get(header.nodeid)
+    yield Need(parent)
+    yield from _counted(ctx, parent, request.name)
+
+
+def _counted(ctx: Context, parent: Inode, name: bytes) -> Iterator[Need]:
+    """A name of an inode that has others goes: how many are left has to be written down with the inode."""
+    inode = ctx.known_at(parent, name)
+    if inode is not None and ctx.tree.counts_names(inode.entry):
+        yield Need(inode)
+
+
+def _moved(ctx: Context, header: Header, request: Any) -> Iterator[Need]:
+    parent, target = ctx.inodes.get(header.nodeid), ctx.inodes.get(request.newdir)
+    yield Need(parent)
+    yield Need(target)
+    moved = ctx.known_at(parent, request.oldname)
+    if moved is not None:
+        ctx.tree.may_rename(moved.entry)
+        yield Need(moved)
+    if not request.flags & files.RENAME_EXCHANGE:
+        yield from _counted(ctx, target, request.newname)
+        return
+    replaced = ctx.known_at(target, request.newname)
+    if replaced is not None:
+        ctx.tree.may_rename(replaced.entry)
+        yield Need(replaced)
+
+
+def _linked(ctx: Context, header: Header, request: Any) -> Iterator[Need]:
+    yield Need(ctx.inodes.get(header.nodeid))
+    yield Need(ctx.inodes.get(request.oldnodeid))
+
+
+NEEDS: Final[dict[int, Needs]] = {
+    Opcode.SETATTR: _attributes,
+    Opcode.SETXATTR: _itself,
+    Opcode.REMOVEXATTR: _itself,
+    Opcode.IOCTL: _flags,
+    Opcode.MKNOD: _itself,
+    Opcode.MKDIR: _itself,
+    Opcode.SYMLINK: _itself,
+    Opcode.CREATE: _itself,
+    Opcode.TMPFILE: _itself,
+    Opcode.UNLINK: _removed,
+    Opcode.RMDIR: _removed,
+    Opcode.RENAME: _moved,
+    Opcode.RENAME2: _moved,
+    Opcode.LINK: _linked,
+}
+"""Where the request's own nodeid is a directory, that is what has to be up."""
