@@ -20,7 +20,7 @@ from harness.commands import (
     user_prefix,
     wait_until,
 )
-from harness.layered import OVERLAYS, Layers, layered, make_whiteout, read_tree, write_tree
+from harness.layered import OVERLAYS, Layers, Merged, layered, make_whiteout, new_merged, read_tree, write_tree
 from harness.mounts import (
     Leftover,
     MountEntry,
@@ -43,6 +43,7 @@ __all__ = [
     "Completed",
     "Layers",
     "Leftover",
+    "Merged",
     "Mount",
     "MountEntry",
     "UserNamespace",
@@ -56,6 +57,7 @@ __all__ = [
     "make_whiteout",
     "mount_table",
     "mounted",
+    "new_merged",
     "newest_mount",
     "open_directory",
     "read_tree",

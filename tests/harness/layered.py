@@ -4,10 +4,11 @@ Owns the mount it makes from `mount` to the end. Where both kinds pass one test,
 the program did not write its own specification.
 """
 
+import itertools
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, Union
 
@@ -27,6 +28,8 @@ OVERLAYS: dict[str, tuple[Kind, tuple[str, ...]]] = {
     "shifted": ("shiftfs", (f"uidmapping={_MAP}", f"gidmapping={_MAP}")),
 }
 """What an overlay's tests run on. Ids up to 999 are the same on all; 101000 on "shifted" is 1000 in the layers."""
+
+_numbers = itertools.count()
 
 
 @contextmanager
@@ -124,6 +127,41 @@ class Layers:
         path.mkdir()
         path.chmod(0o755)
         return path
+
+
+@dataclass(frozen=True)
+class Merged:
+    """A directory to work in on an overlay, and the same in each of its layers: `upper` only once it is copied up."""
+
+    path: Path
+    upper: Path
+    lowers: list[Path]
+    mount: Mount
+    kind: str
+
+    @property
+    def lower(self) -> Path:
+        """In the topmost lower layer."""
+        return self.lowers[0]
+
+    def write(self, *lowers: Tree, upper: Tree | None = None) -> Path:
+        """Fill the lower layers from top to bottom, and the upper. For names not looked up before. Its path."""
+        for path, tree in zip(self.lowers, lowers, strict=False):
+            write_tree(path, tree)
+        if upper is not None:
+            self.upper.mkdir(exist_ok=True)
+            self.upper.chmod(0o777)
+            write_tree(self.upper, upper)
+        return self.path
+
+
+def new_merged(layers: Layers, mount: Mount, kind: str) -> Merged:
+    """A new directory in all lower layers of a mount, in which everybody may write."""
+    name = f"place{next(_numbers)}"
+    for lower in layers.lowers:
+        (lower / name).mkdir()
+        (lower / name).chmod(0o777)
+    return Merged(mount.path / name, layers.upper / name, [lower / name for lower in layers.lowers], mount, kind)
 
 
 def write_tree(path: Path, tree: Tree) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from harness import OVERLAYS, Layers, Mount, mounted, open_directory, run
+from harness import OVERLAYS, Layers, Merged, Mount, mounted, new_merged, open_directory, run
 from harness.places import KINDS, Place, new_place
 
 
@@ -44,13 +44,44 @@ def shown(one_mount: Mount, source: Path) -> Place:
     return new_place(source, one_mount, "default")
 
 
-@pytest.fixture(params=OVERLAYS)
+@pytest.fixture(params=["kernel", "shiftfs"])
 def layers(request: pytest.FixtureRequest, tmp_path: Path) -> Layers:
-    """Directories for an overlay of the kernel's, and for ours without and with a map."""
+    """Directories for an overlay of the kernel's, and for ours."""
     return Layers(tmp_path, kind=request.param)
 
 
-@pytest.fixture(params=[kind for kind in OVERLAYS if kind != "kernel"])
-def our_layers(request: pytest.FixtureRequest, tmp_path: Path) -> Layers:
-    """Directories for an overlay of ours: for what the kernel's does otherwise, or not at all."""
-    return Layers(tmp_path, kind=request.param)
+@pytest.fixture
+def our_layers(tmp_path: Path) -> Layers:
+    """For what the kernel's overlay does otherwise, or not at all."""
+    return Layers(tmp_path)
+
+
+@pytest.fixture(scope="module", params=OVERLAYS)
+def each_overlay(request: pytest.FixtureRequest, area: Path) -> Iterator[tuple[Layers, Mount, str]]:
+    yield from _overlay(request.param)
+
+
+@pytest.fixture
+def merged(each_overlay: tuple[Layers, Mount, str]) -> Merged:
+    """A directory of its own for each test, on the kernel's overlay, and on ours without and with a map. The upper
+    and three lower layers."""
+    return new_merged(*each_overlay)
+
+
+@pytest.fixture(scope="module", params=[kind for kind in OVERLAYS if kind != "kernel"])
+def our_overlay(request: pytest.FixtureRequest, area: Path) -> Iterator[tuple[Layers, Mount, str]]:
+    yield from _overlay(request.param)
+
+
+@pytest.fixture
+def ours(our_overlay: tuple[Layers, Mount, str]) -> Merged:
+    """As `merged`, for what the kernel's overlay does otherwise, or not at all."""
+    return new_merged(*our_overlay)
+
+
+def _overlay(kind: str) -> Iterator[tuple[Layers, Mount, str]]:
+    base = open_directory("layers-")
+    layers = Layers(base, 3, kind)
+    with layers.mount("allow_dev" if kind != "kernel" else "dev") as mount:
+        yield layers, mount, kind
+    run(["rm", "-rf", base])
