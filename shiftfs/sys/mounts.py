@@ -22,12 +22,13 @@ _MS_PRIVATE = 1 << 18
 _umount2 = libc.function("umount2", [libc.PATH, libc.INT])
 
 
-def clone_tree(fd: int) -> int:
-    """A descriptor of a detached copy of the mounts at and below `fd`, where later mounts do not show.
+def clone_tree(fd: int, recursive: bool = True) -> int:
+    """A descriptor of a detached copy of the mounts at and below `fd`, where later mounts do not show; unless
+    `recursive`, of the one at `fd` alone.
 
     Needs CAP_SYS_ADMIN over the mount namespace.
     """
-    flags = _OPEN_TREE_CLONE | os.O_CLOEXEC | _AT_EMPTY_PATH | _AT_RECURSIVE
+    flags = _OPEN_TREE_CLONE | os.O_CLOEXEC | _AT_EMPTY_PATH | (_AT_RECURSIVE if recursive else 0)
     clone = int(libc.syscall(libc.LONG(_OPEN_TREE), libc.INT(fd), libc.PATH(b""), libc.UINT(flags)))
     if clone < 0:
         raise libc.failure()

@@ -1,0 +1,1 @@
+"""An overlay of several real directories: real ids, real inodes, no FUSE."""
