@@ -1,4 +1,4 @@
-"""The kernel's table of mounts; unmounting, by force where it must be; filesystems on loop devices.
+"""The kernel's table of mounts; unmounting, by force where it must be; filesystems on loop devices; control groups.
 
 Never touches a path beneath a mount: a filesystem that hangs would take the test with it.
 """
@@ -7,7 +7,7 @@ import os
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -124,3 +124,17 @@ def loop_filesystem(kind: str, size_mb: int, *options: str) -> Iterator[Path]:
                 unmount(entry)
     finally:
         path.rmdir()
+
+
+@contextmanager
+def new_cgroup() -> Iterator[Path]:
+    """A new group at the top of the cgroup2 tree, in a mount of its own. Needs root."""
+    place = open_directory("cgroup2-")
+    with ExitStack() as stack:
+        stack.callback(place.rmdir)
+        run(["mount", "-t", "cgroup2", "none", place])
+        stack.callback(unmount, newest_mount(place))
+        group = place / f"shiftfs-test-{os.getpid()}"
+        group.mkdir()
+        stack.callback(group.rmdir)
+        yield group

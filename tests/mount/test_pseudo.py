@@ -6,13 +6,14 @@ import os
 import select
 import subprocess
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
-from harness import Mount, mounted, newest_mount, open_directory, run, unmount
+from harness import Mount, mounted, newest_mount, run, unmount
 from harness.calls import birth_time, drop_dentries, in_child, opened, refuses, unshare_mounts
+from harness.mounts import new_cgroup
 
 PROC = ["version", "cpuinfo", "filesystems", "sys/kernel/ostype", "sys/fs/file-max", "1/status", "kallsyms"]
 
@@ -161,16 +162,9 @@ def test_sysfs_is_read_in_full() -> None:
 
 @pytest.fixture(scope="module")
 def cgroups() -> Iterator[tuple[Mount, Path]]:
-    """A cgroup2 tree of one's own, below the real one."""
-    place = open_directory("cgroup2-")
-    with ExitStack() as stack:
-        stack.callback(place.rmdir)
-        run(["mount", "-t", "cgroup2", "none", place])
-        stack.callback(unmount, newest_mount(place))
-        own = place / f"shiftfs-test-{os.getpid()}"
-        own.mkdir()
-        stack.callback(own.rmdir)
-        yield stack.enter_context(mounted(own)), own
+    """A control group of one's own, and its mount."""
+    with new_cgroup() as group, mounted(group) as mount:
+        yield mount, group
 
 
 def test_cgroup_files_are_read_in_full(cgroups: tuple[Mount, Path]) -> None:

@@ -12,6 +12,7 @@ import pytest
 
 from harness import Caller, Mount, as_user, mounted, newest_mount, open_directory, run, unmount
 from harness.calls import opened, refuses
+from harness.mounts import new_cgroup
 
 PROC = Path("/proc")
 DOMAIN = "sys/kernel/domainname"
@@ -140,18 +141,13 @@ def test_without_a_map_root_reads_and_writes_as_ever(plain: Mount) -> None:
 
 def test_a_delegated_group_takes_no_processes_from_outside() -> None:
     """Who may write cgroup.procs may not thereby move processes out of a group that is not his (cgroups(7))."""
-    place = open_directory("cgroup2-")
-    with ExitStack() as stack:
-        stack.callback(place.rmdir)
-        run(["mount", "-t", "cgroup2", "none", place])
-        stack.callback(unmount, newest_mount(place))
-        own = place / f"shiftfs-rights-{os.getpid()}"
-        own.mkdir()
-        stack.callback(own.rmdir)
+    with new_cgroup() as own:
         for path in (own, own / "cgroup.procs"):
             os.chown(path, NOBODY.uid, NOBODY.gid)
-        mount = stack.enter_context(mounted(own))
-        with subprocess.Popen(["sleep", "60"], user=NOBODY.uid, group=NOBODY.gid, extra_groups=[]) as child:
+        with (
+            mounted(own) as mount,
+            subprocess.Popen(["sleep", "60"], user=NOBODY.uid, group=NOBODY.gid, extra_groups=[]) as child,
+        ):
             try:
                 for path in (own, mount.path):
                     refuses(errno.EACCES, NOBODY, write, path / "cgroup.procs", str(child.pid))

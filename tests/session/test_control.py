@@ -71,6 +71,18 @@ def test_parts_are_of_one_report(mount: Served, reports: Reports) -> None:
     assert part(ask(mount, 0))[1].startswith(b"status 2 ")
 
 
+def test_a_long_report_comes_whole() -> None:
+    tree, text = MemoryTree(), os.urandom(2 * REPORT_SIZE)
+    with served(tree, report=lambda name: text) as running:
+        found = b""
+        while len(found) < len(text):
+            total, more = part(ask(running, offset=len(found)))
+            assert total == len(text)
+            found += more
+        assert found == text
+    tree.close()
+
+
 def test_one_does_not_disturb_the_other(mount: Served) -> None:
     part(ask(mount, REPORTS.index("status")))
     assert part(ask(mount, REPORTS.index("stats")))[1].startswith(b"stats 2 ")

@@ -32,21 +32,6 @@ from harness.shifted import start_time
 LIMIT = 20.0
 
 
-@pytest.fixture
-def source(tmp_path: Path) -> Path:
-    path = tmp_path / "source"
-    path.mkdir()
-    (path / "file").write_text("content")
-    return path
-
-
-@pytest.fixture
-def place(tmp_path: Path) -> Path:
-    path = tmp_path / "mountpoint"
-    path.mkdir()
-    return path
-
-
 def broken(how: str) -> list[str]:
     """The command after these words of Python."""
     words = "import errno, os, signal, sys, time\nfrom shiftfs import __main__, cli, daemon, mount\n"

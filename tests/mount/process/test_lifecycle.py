@@ -37,21 +37,6 @@ DAEMON = pwd.getpwnam("daemon").pw_uid
 LIMIT = 20.0
 
 
-@pytest.fixture
-def source(tmp_path: Path) -> Path:
-    path = tmp_path / "source"
-    path.mkdir()
-    (path / "file").write_text("content")
-    return path
-
-
-@pytest.fixture
-def place(tmp_path: Path) -> Path:
-    path = tmp_path / "mountpoint"
-    path.mkdir()
-    return path
-
-
 @contextmanager
 def daemonized(source: Path, place: Path, *options: str) -> Iterator[int]:
     """A mount that the body is to end; the daemon's process id."""
@@ -311,7 +296,6 @@ def test_stats(mount: Mount) -> None:
         assert counter["count"] >= counter["errors"] >= 0, name
         assert counter["max_us"] >= counter["mean_us"] > 0, name
     assert after["inodes"] >= 2
-    # Its own listing of them counts the descriptor that it is read through.
     # Its listing of them has the descriptor that the listing is read through.
     assert 0 <= after["descriptors"]["open"] - len(os.listdir(f"/proc/{mount.pid}/fd")) <= 2
     resident = next(
