@@ -23,7 +23,7 @@ class Syntax(NamedTuple):
 
 
 _LONG = {"--help": "h", "--version": "V"}
-PROGRAM = Syntax("fdhV", "o", _LONG | {"--debug": "d"}, "[-f] [-d] [-o OPT[,OPT]...]... SOURCE MOUNTPOINT")
+PROGRAM = Syntax("fdhV", "o", _LONG | {"--debug": "d"}, "[-f] [-d] [-o OPT[,OPT]...]... [SOURCE] MOUNTPOINT")
 # What mount(8) runs (its EXTERNAL HELPERS): the letters are not ours to choose.
 HELPER = Syntax("sfnvhV", "oNt", _LONG, "SOURCE MOUNTPOINT [-sfnv] [-o OPT[,OPT]...]... [-t TYPE]")
 
@@ -71,25 +71,39 @@ def _cluster(word: str, following: Iterator[str], syntax: Syntax, usage: str) ->
         yield letter, ""
 
 
-def two_operands(operands: Sequence[str], usage: str) -> tuple[str, str]:
-    if len(operands) < 2:
-        missing = "MOUNTPOINT is" if operands else "SOURCE and MOUNTPOINT are"
+def source_and_mountpoint(operands: Sequence[str], usage: str, *, needs_source: bool) -> tuple[str | None, str]:
+    """Layers have said what is to be shown: then MOUNTPOINT may stand alone."""
+    if len(operands) < 2 and (needs_source or not operands):
+        missing = "SOURCE and MOUNTPOINT are" if needs_source and not operands else "MOUNTPOINT is"
         raise UsageError(f"{missing} missing; {usage}")
     if len(operands) > 2:
         raise UsageError(f"{operands[2]!r} is one too many; {usage}")
     if not all(operands):
         raise UsageError(f"SOURCE and MOUNTPOINT cannot be empty; {usage}")
-    return operands[0], operands[1]
+    return (operands[0] if len(operands) == 2 else None), operands[-1]
 
 
 HELP: Final = """
-Show the directory SOURCE at MOUNTPOINT with its owners shifted.
+Show the directory SOURCE, or several as one, at MOUNTPOINT with its owners shifted.
 
   -f                  stay in the foreground
   -d, --debug         say what is done, and stay in the foreground
   -o OPT[,OPT]...     options, below; "..." keeps the commas between, \\, is one comma
   -h, --help          show this and exit
   -V, --version       show the version and exit
+
+layers:
+  lowerdir=TOP:...:BOTTOM
+                      show these directories as one, instead of SOURCE; \\: is a colon in a path
+  upperdir=DIRECTORY  take all changes here; without, the mount is read-only
+  workdir=DIRECTORY   for this mount's own use, on the filesystem of upperdir
+  redirect_dir=on|off|follow|nofollow
+                      renamed directories of lowers: leave redirects and follow them (default); do neither,
+                      and refuse such renames (off, nofollow); follow those that are there (follow)
+  metacopy=on|off     changes of owner, mode, times or xattrs copy no content up, or do (default)
+  index=on|off        hard links of lowers stay together when copied up (default), or part
+  volatile            sync nothing; after a crash the upper is not to be used
+  userxattr           keep what there is to know about upper files in user.overlay.* attributes
 
 owners:
   uidmapping=MAP      users, as REAL:SHOWN:COUNT[:...]: ids in SOURCE, ids on the mount, how many
@@ -125,5 +139,5 @@ behaviour:
 
 Words that fstab(5) has for mount(8) alone are accepted. So are, with no effect, for callers that give them:
 threaded, fsync, fast_ino, fast_ino_check, writeback, plugins, splice_write, splice_read, splice_move,
-kernel_cache, private, lazytime.
+kernel_cache, private, lazytime, xino.
 """

@@ -12,7 +12,7 @@ import signal
 import sys
 import syslog
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Final
 
@@ -20,12 +20,14 @@ from . import mount, status
 from .daemon import Daemon, tell_service_manager
 from .layer import Layer, sizes_may_lie, sizes_of_kind_may_lie
 from .loop import Loop
-from .mount import MountError, MountInfo
+from .mount import MountError
 from .ops.control import REPORTS
 from .options import Help, MountOptions, UsageError, Version, parse_command_line
 from .session import Session
 from .source import SourceTree
 from .sys import privileges
+from .sys.mountinfo import MountInfo, listed
+from .tree import Tree
 
 _MAX_WRITE: Final = 1 << 20
 """Bytes; the kernel takes no more than 256 pages unless told to (fs.fuse.max_pages_limit)."""
@@ -125,22 +127,20 @@ class Mount:
         self._mounted: MountInfo | None = None
         self._is_disconnected = False
         self._failure: Exception | None = None
-        bound, unlinked = _raise_descriptor_limit()
+        bound, unlinked = _raise_descriptor_limit(len(options.lowerdirs))
         _stay_within_quota()
-        layer = _open_layer(options.source)
-        self._tree = SourceTree(
-            layer, bound, unlinked, noatime=not options.atime, nodiratime=not options.diratime
-        )  # fmt: skip
+        self._tree, layers = _open_tree(options, bound, unlinked, self._log if options.debug else _say_nothing)
         only_uids = frozenset({0, os.geteuid()}) if options.allow_root and os.geteuid() != 0 else None
         # What the kernel opens by itself, it opens for everybody: allow_root needs to be asked.
         # And without the right to pass over modes, what was created unreadable is only written while it stays open.
         powerless = not privileges.effective_capabilities() >> privileges.CAP_DAC_OVERRIDE & 1
         serves_open = options.open == "serve" or only_uids is not None or (options.open == "auto" and powerless)
         if options.open == "auto" and not serves_open:
-            serves_open = _sizes_may_lie(options.source, layer)
+            serves_open = _sizes_may_lie(layers)
         self._mountpoint = os.path.realpath(options.mountpoint)
-        if not layer.private:
-            mount.check_outside(layer.root.fd, options)
+        for layer in layers:
+            if not layer.private:
+                mount.check_outside(layer.root.fd, layer.path, options)
         # Until `run` has set the handlers, a signal would leave a mount that nobody serves.
         signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
         fd = mount.mount(options)
@@ -256,19 +256,51 @@ class Mount:
             _say(text)
 
 
-def _open_layer(source: bytes) -> Layer:
+def _open_tree(
+    options: MountOptions, bound: int, unlinked: int, log: Callable[[str], None]
+) -> tuple[Tree, tuple[Layer, ...]]:
+    """What is to be shown, and the real directories that it is made of."""
+    if options.lowerdirs or options.source is None:
+        return _open_overlay(options, bound, unlinked, log)
     try:
-        return Layer(source)
+        layer = Layer(options.source)
     except OSError as error:
-        raise MountError(f"source {os.fsdecode(source)}: {error.strerror}; nothing was mounted") from None
+        raise MountError(f"source {os.fsdecode(options.source)}: {error.strerror}; nothing was mounted") from None
+    tree = SourceTree(layer, bound, unlinked, noatime=not options.atime, nodiratime=not options.diratime)
+    return tree, (layer,)
 
 
-def _raise_descriptor_limit() -> tuple[int, int]:
-    """Take all descriptors that we may have; how many of them the tree may hold as long as it likes, and how many more
-    for removed files in use. Open files may keep as many as the first (ops/handles.py)."""
+def _open_overlay(
+    options: MountOptions, bound: int, unlinked: int, log: Callable[[str], None]
+) -> tuple[Tree, tuple[Layer, ...]]:
+    from overlay.stack import LayerError, open_stack  # a mount without layers need not wait for it
+    from overlay.tree import OverlayTree
+
+    try:
+        stack = open_stack(
+            options.lowerdirs, options.upperdir, options.workdir, volatile=options.volatile, log=log,
+            userxattr=options.userxattr, index=options.index,
+        )  # fmt: skip
+    except LayerError as error:
+        raise MountError(str(error)) from None
+    tree = OverlayTree(
+        stack, bound, unlinked, redirect_dir=options.redirect_dir, metacopy=options.metacopy,
+        noatime=not options.atime, nodiratime=not options.diratime,
+    )  # fmt: skip
+    return tree, stack.layers
+
+
+def _say_nothing(text: str) -> None:
+    """For what is told at -d alone."""
+
+
+def _raise_descriptor_limit(layers: int) -> tuple[int, int]:
+    """Take all descriptors that we may have; how many of them, besides those of the lower layers, the tree may hold
+    as long as it likes, and how many more for removed files in use. Open files may keep as many as the first
+    (ops/handles.py)."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    ours = hard - min(_SPARE_DESCRIPTORS, hard // 8)
+    ours = hard - min(_SPARE_DESCRIPTORS, hard // 8) - layers
     bound = max(32, min(_DESCRIPTORS, ours // 5))
     return bound, max(32, ours - 2 * bound)
 
@@ -279,12 +311,12 @@ def _stay_within_quota() -> None:
         privileges.drop_capability(privileges.CAP_SYS_RESOURCE)
 
 
-def _sizes_may_lie(source: bytes, layer: Layer) -> bool:
-    """Is there a filesystem in the source whose files have content and a size of 0? They are read only if OPEN is
+def _sizes_may_lie(layers: Sequence[Layer]) -> bool:
+    """Is there a filesystem in a layer whose files have content and a size of 0? They are read only if OPEN is
     served."""
-    above = os.path.realpath(source).rstrip(b"/") + b"/"
-    inside = any(sizes_of_kind_may_lie(info.kind) and info.path.startswith(above) for info in mount.listed())
-    return inside or sizes_may_lie(layer.root.fd)
+    above = tuple(os.path.realpath(layer.path).rstrip(b"/") + b"/" for layer in layers)
+    inside = any(sizes_of_kind_may_lie(info.kind) and info.path.startswith(above) for info in listed())
+    return inside or any(sizes_may_lie(layer.root.fd) for layer in layers)
 
 
 def _tune_interpreter() -> None:

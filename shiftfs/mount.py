@@ -10,10 +10,10 @@ import shutil
 import stat
 import subprocess
 from collections.abc import Iterator
-from typing import NamedTuple
 
 from .options import MountOptions
 from .sys import libfuse, mounts
+from .sys.mountinfo import MountInfo, listed
 
 _UNMOUNT_SECONDS = 20
 
@@ -22,19 +22,9 @@ class MountError(Exception):
     """Why nothing was mounted: one line that says what, why and what to do."""
 
 
-class MountInfo(NamedTuple):
-    """One line of /proc/self/mountinfo (proc(5)). Whoever mounts chooses the kind's bytes, behind `fuse.`."""
-
-    id: int
-    device: str
-    path: bytes
-    kind: bytes
-    source: bytes
-
-
 def check(options: MountOptions) -> None:
     """Refuse what can be seen to fail. Raises MountError."""
-    for path, what in ((options.source, "source"), (options.mountpoint, "mountpoint")):
+    for path, what in _directories(options):
         shown = os.fsdecode(path)
         try:
             mode = os.stat(path).st_mode
@@ -42,31 +32,49 @@ def check(options: MountOptions) -> None:
             raise MountError(f"{what} {shown}: {error.strerror}; give an existing directory") from None
         if not stat.S_ISDIR(mode):
             raise MountError(f"{what} {shown}: not a directory; give an existing directory")
-    if not os.access(options.source, os.R_OK | os.X_OK):
-        shown = os.fsdecode(options.source)
-        raise MountError(f"source {shown}: Permission denied; give a directory that you may read and enter")
+        if what != "mountpoint" and not os.access(path, os.R_OK | os.X_OK):
+            raise MountError(f"{what} {shown}: Permission denied; give a directory that you may read and enter")
     if not os.path.exists("/dev/fuse"):
         raise MountError("/dev/fuse: does not exist; run `modprobe fuse` as root, or give the container the device")
     if not os.access("/dev/fuse", os.R_OK | os.W_OK):
         raise MountError("/dev/fuse: no permission to open it; let root make its mode 0666 (chmod 0666 /dev/fuse)")
+    if options.workdir is not None and _lies_below(options.mountpoint, os.stat(options.workdir)):
+        shown = os.fsdecode(options.mountpoint)
+        raise MountError(f"mountpoint {shown}: lies inside the workdir, which is emptied; mount outside of it")
 
 
-def check_outside(source: int, options: MountOptions) -> None:
-    """Refuse a mountpoint below the source, which is open as the descriptor `source`, where no private copy of its
-    mounts could be made: the mount would be part of what it shows, and its process wait for itself. Over the source
+def _directories(options: MountOptions) -> Iterator[tuple[bytes, str]]:
+    """All that must be there, and which option gave it."""
+    yield from ((path, "lowerdir") for path in options.lowerdirs)
+    if not options.lowerdirs and options.source is not None:
+        yield options.source, "source"
+    if options.upperdir is not None and options.workdir is not None:
+        yield from ((options.upperdir, "upperdir"), (options.workdir, "workdir"))
+    yield options.mountpoint, "mountpoint"
+
+
+def check_outside(layer: int, shown: bytes, options: MountOptions) -> None:
+    """Refuse a mountpoint below a layer, which is open as the descriptor `layer`, where no private copy of its
+    mounts could be made: the mount would be part of what it shows, and its process wait for itself. Over the layer
     itself it hides nothing from that descriptor. Raises MountError."""
-    top = os.fstat(source)
-    path = os.path.realpath(options.mountpoint)
+    if _lies_below(options.mountpoint, os.fstat(layer)):
+        inside, path = os.fsdecode(options.mountpoint), os.fsdecode(shown)
+        what = "layer" if options.lowerdirs else "source"
+        raise MountError(
+            f"mountpoint {inside}: lies inside the {what} {path}, and would be part of what it shows, since only"
+            f" root can copy mounts (from Linux 5.12); mount over {path} itself, or outside of it"
+        )
+
+
+def _lies_below(mountpoint: bytes, top: os.stat_result) -> bool:
+    path = os.path.realpath(mountpoint)
     if os.path.samestat(os.stat(path), top):
-        return
+        return False
     while path.strip(b"/"):
         path = os.path.dirname(path)
         if os.path.samestat(os.stat(path), top):
-            shown, inside = os.fsdecode(options.source), os.fsdecode(options.mountpoint)
-            raise MountError(
-                f"mountpoint {inside}: lies inside the source {shown}, and would be part of what it shows, since only"
-                f" root can copy mounts (from Linux 5.12); mount over {shown} itself, or outside of it"
-            )
+            return True
+    return False
 
 
 def mount(options: MountOptions) -> int:
@@ -104,9 +112,18 @@ def _words(options: MountOptions) -> Iterator[bytes]:
     if options.dirsync:
         yield b"dirsync"
     yield b"subtype=" + _escaped(options.subtype)
-    yield b"fsname=" + _escaped(options.fsname or os.path.abspath(options.source))
+    yield b"fsname=" + _escaped(shown_source(options))
     for option in options.kernel_options:
         yield _escaped(option)
+
+
+def shown_source(options: MountOptions) -> bytes:
+    """What /proc/mounts shows as the source."""
+    if options.fsname is not None:
+        return options.fsname
+    if options.source is None:
+        return b"shiftfs"
+    return options.source if options.lowerdirs else os.path.abspath(options.source)
 
 
 def _escaped(value: bytes) -> bytes:
@@ -134,24 +151,6 @@ def find(path: bytes) -> MountInfo | None:
     return found[-1] if found else None
 
 
-def listed() -> list[MountInfo]:
-    """All mounts that this process sees, in the order in which they were mounted."""
-    infos = []
-    with open("/proc/self/mountinfo", "rb") as lines:
-        for line in lines:
-            fields, _, rest = line.partition(b" - ")
-            words, kinds = fields.split(b" "), rest.split(b" ")
-            path, kind, source = (_unescape(text) for text in (words[4], kinds[0], kinds[1]))
-            infos.append(MountInfo(int(words[0]), words[2].decode(), path, kind, source))
-    return infos
-
-
-def _unescape(text: bytes) -> bytes:
-    """Octal escapes of blanks, as mountinfo writes them."""
-    head, *parts = text.split(b"\\")
-    return head + b"".join(bytes((int(part[:3], 8),)) + part[3:] for part in parts)
-
-
 def show_inner_root(mounted: MountInfo, name: bytes) -> None:
     """Let the mount begin at `name`, a directory just below its root, as a bind mount of it would. Raises OSError if it
     stays as it is, MountError if it is gone.
@@ -165,7 +164,8 @@ def show_inner_root(mounted: MountInfo, name: bytes) -> None:
         try:
             mounts.attach(clone, mounted.path, beneath=True)
         except OSError:
-            if find(mounted.path) != mounted:
+            found = find(mounted.path)
+            if found is None or (found.id, found.device) != (mounted.id, mounted.device):
                 return  # unmounted meanwhile, and that is to stay so
             mounts.unmount(mounted.path, mounts.MNT_DETACH)
             _attach_again(clone, mounted.path)

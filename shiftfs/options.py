@@ -1,19 +1,32 @@
 """The command line and `-o` text -> MountOptions.
 
-Owns every option's name, meaning and default, and the words of every error about them. Never mounts, and
+Owns every option's meaning and default, and the words of every error about them. Never mounts, and
 never looks at SOURCE or MOUNTPOINT. Main thread, before the mount.
 """
 
 import difflib
 import os
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from . import __version__, arguments, usermaps
 from .arguments import UsageError
-from .shift.idmap import IDENTITY, IdMap, MapError, parse_triples
+from .shift.idmap import IDENTITY, IdMap, MapError
+from .vocabulary import (
+    FLAGS,
+    FOR_LAYERS,
+    FOR_MOUNT,
+    IGNORED,
+    KERNEL,
+    KNOWN,
+    MAPS,
+    MOST_LOWERS,
+    TOKEN,
+    UNSUPPORTED,
+    VALUED,
+    plain,
+)
 
 __all__ = ["Help", "MountOptions", "UsageError", "Version", "parse_command_line"]
 
@@ -36,7 +49,7 @@ class Version(NamedTuple):
 class MountOptions:
     """What to mount, and how. The defaults are a user's; root's differ in allow_other and suid."""
 
-    source: bytes
+    source: bytes | None  # None only with lowerdirs, where it is but a name to be shown
     mountpoint: bytes
     foreground: bool = False
     debug: bool = False
@@ -59,163 +72,17 @@ class MountOptions:
     subtype: bytes = b"shiftfs"
     uidmap: IdMap = IDENTITY
     gidmap: IdMap = IDENTITY
+    lowerdirs: tuple[bytes, ...] = ()  # from top to bottom; none: the source is shown as it is
+    upperdir: bytes | None = None  # None, with lowerdirs: read_only
+    workdir: bytes | None = None  # as upperdir
+    redirect_dir: Literal["on", "off", "follow", "nofollow"] = "on"
+    metacopy: bool = False
+    index: bool = True
+    volatile: bool = False
+    userxattr: bool = False
     kernel_options: tuple[bytes, ...] = ()  # NAME=VALUE, bare: who joins them quotes the commas
     notes: tuple[str, ...] = ()  # what was accepted and does nothing; said at -d
 
-
-# --- what there is ---
-
-_FLAGS: Final[Mapping[str, Mapping[str, bool]]] = {
-    "ro": {"read_only": True},
-    "rw": {"read_only": False},
-    "allow_other": {"allow_other": True, "allow_root": False},
-    "allow_root": {"allow_other": False, "allow_root": True},
-    "default_permissions": {},
-    "suid": {"suid": True},
-    "nosuid": {"suid": False},
-    # mount(8) gives `dev` to whatever it runs, so it tells nothing of what the user wants; allow_dev does.
-    "dev": {},
-    "nodev": {"nodev": True},
-    "allow_dev": {"allow_dev": True},
-    "exec": {"exec": True},
-    "noexec": {"exec": False},
-    "atime": {"atime": True},
-    "noatime": {"atime": False},
-    # How often a time is updated is for the layer's own mount to decide, since the inode is the layer's.
-    "relatime": {"atime": True},
-    "strictatime": {"atime": True},
-    "norelatime": {},
-    "nostrictatime": {},
-    "diratime": {"diratime": True},
-    "nodiratime": {"diratime": False},
-    "sync": {"sync": True},
-    "async": {"sync": False},
-    "dirsync": {"dirsync": True},
-    "debug": {"debug": True},
-}
-
-# Said to mount(8), the boot, or whoever reads /etc/fstab (mount(8), fstab(5), systemd.mount(5)). Where one
-# implies something for us (`user` means noexec, nosuid and nodev), mount(8) has added that.
-_FOR_MOUNT: Final = frozenset(
-    {
-        "defaults",
-        "auto",
-        "noauto",
-        "nofail",
-        "_netdev",
-        "user",
-        "nouser",
-        "users",
-        "owner",
-        "group",
-        "comment",
-        "uhelper",
-        "silent",
-        "loud",
-    }
-)
-
-_IGNORED: Final[Mapping[str, str]] = {
-    "threaded": "one loop serves all requests",
-    "fsync": "fsync always reaches the layer",
-    "sync": "fsync always reaches the layer; `sync` without a value is the mount flag",
-    "fast_ino": "inode numbers cost nothing extra",
-    "fast_ino_check": "inode numbers cost nothing extra",
-    "writeback": "the kernel would trust its own sizes and times where the layer's have changed",
-    "plugins": "there are no plugins",
-    "splice_write": "requests are read and answered without splice",
-    "splice_read": "requests are read and answered without splice",
-    "splice_move": "requests are read and answered without splice",
-    "kernel_cache": "what the kernel may cache follows from timeout= and open=",
-    "private": "the mount propagates as its parent does",
-    "lazytime": "times are kept by the layer",
-    "nolazytime": "times are kept by the layer",
-}
-
-# Ignoring one of these would show other names, owners or contents than were asked for.
-_UNSUPPORTED: Final = frozenset(
-    {
-        "lowerdir",
-        "upperdir",
-        "workdir",
-        "redirect_dir",
-        "metacopy",
-        "index",
-        "volatile",
-        "nfs_export",
-        "userxattr",
-        "squash_to_root",
-        "squash_to_uid",
-        "squash_to_gid",
-        "noacl",
-        "noxattrs",
-        "xattr_permissions",
-        "static_nlink",
-        "ino32_t",
-        "xino",
-    }
-)
-
-_KERNEL: Final = ("context", "fscontext", "defcontext", "rootcontext")
-_MAPS: Final = ("uidmapping", "gidmapping", "userns", "subid")
-
-
-def _seconds(value: str) -> float:
-    if not re.fullmatch(r"[0-9]+(\.[0-9]*)?|\.[0-9]+", value, re.ASCII) or float(value) > 1e9:
-        raise ValueError
-    return float(value)
-
-
-def _write_size(value: str) -> int:
-    # It bounds answers too, in pages: with less, the kernel has no room for the reports of shiftfsctl.
-    if not re.fullmatch("[0-9]{1,7}", value, re.ASCII) or not (value == "0" or 1 << 17 <= int(value) <= 1 << 20):
-        raise ValueError
-    return int(value)
-
-
-def _one_of(*words: str) -> Callable[[str], str]:
-    def convert(value: str) -> str:
-        if value not in words:
-            raise ValueError
-        return value
-
-    return convert
-
-
-def _name(value: str) -> bytes:
-    if not value:
-        raise ValueError
-    return os.fsencode(value)
-
-
-def _context(value: str) -> bytes:
-    if '"' in value:  # could not be quoted for the kernel
-        raise ValueError
-    return _name(value)
-
-
-class _Valued(NamedTuple):
-    """`convert` raises ValueError for what is not allowed; `allowed` says what is."""
-
-    convert: Callable[[str], Any]
-    allowed: str
-
-
-_TRIPLES = _Valued(parse_triples, "triples REAL:SHOWN:COUNT joined by colons")
-_VALUED: Final[Mapping[str, _Valued]] = {
-    "uidmapping": _TRIPLES,
-    "gidmapping": _TRIPLES,
-    "userns": _Valued(_name, "the PID of a process in the user namespace, or the path of its file"),
-    "subid": _Valued(_name, "a user that has ranges in /etc/subuid and /etc/subgid"),
-    "timeout": _Valued(_seconds, "seconds from 0 to 1000000000, such as 1 or 0.5"),
-    "max_write": _Valued(_write_size, "bytes from 131072 to 1048576, or 0 for the default"),
-    "open": _Valued(_one_of("auto", "refuse", "serve"), "auto, refuse or serve"),
-    "fsname": _Valued(_name, "a name to be shown as the source"),
-    "subtype": _Valued(_name, "a name to be shown as the type"),
-    **{name: _Valued(_context, "a security context without double quotes") for name in _KERNEL},
-}
-
-_KNOWN: Final = sorted({*_FLAGS, *_VALUED, *_IGNORED, *_UNSUPPORTED, *_FOR_MOUNT})
 
 # --- the command line ---
 
@@ -253,33 +120,31 @@ def parse_command_line(
     for text in (value for letter, value in letters if letter == "o"):
         for word in _words(text):
             parsed.take(word)
-    # Before the operands: callers of an overlay give MOUNTPOINT alone, and want to be told of lowerdir=.
     fields = parsed.fields(resolve_maps)
-    source, mountpoint = arguments.two_operands(operands, usage)
+    source, mountpoint = arguments.source_and_mountpoint(operands, usage, needs_source=not fields.get("lowerdirs"))
     fields["debug"] |= "d" in given
     fields["fake"] = is_helper and "f" in given
     # Debugging stays in the foreground, as libfuse has it.
     fields["foreground"] = fields["debug"] or (not is_helper and "f" in given)
-    return MountOptions(os.fsencode(source), os.fsencode(mountpoint), **fields)
+    shown = None if source is None else os.fsencode(source)
+    return MountOptions(shown, os.fsencode(mountpoint), **fields)
 
 
 # --- the text of -o ---
 
-_TOKEN = re.compile(r'\\[,:"\\]|.', re.DOTALL)
-
 
 def _words(text: str) -> Iterator[str]:
-    r"""Split at commas. Double quotes keep those between; `\,` `\:` `\"` `\\` stand for their second one."""
+    r"""Split at commas. Double quotes keep those between, and go; `\,` `\:` `\"` `\\` stay for `plain`."""
     word: list[str] = []
     is_quoted = False
-    for token in _TOKEN.findall(text):
+    for token in TOKEN.findall(text):
         if token == '"':
             is_quoted = not is_quoted
         elif token == "," and not is_quoted:
             yield "".join(word)
             word.clear()
         else:
-            word.append(token[-1])
+            word.append(token)
     if is_quoted:
         raise UsageError(
             f'-o {text!r} has a double quote that is not closed; add it, or write \\" for the character'
@@ -296,37 +161,44 @@ class _Options:
         self._flags = {"allow_other": is_root, "suid": is_root, "diratime": True, "debug": False}
         self._texts: dict[str, str] = {}
         self._values: dict[str, Any] = {}
+        self._given: set[str] = set()
         self._notes: dict[str, None] = {}  # an ordered set
 
     def take(self, word: str) -> None:
-        """Take one word, NAME or NAME=VALUE."""
+        """Take one word, NAME or NAME=VALUE, with its escapes."""
         name, equals, value = word.partition("=")
+        name = plain(name)
         if name == "remount":
             raise UsageError(
                 "remount is not for a helper of mount(8), which can only mount anew; to change the flags of a mount run"
                 " `mount -i -o remount,bind,ro MOUNTPOINT`, with all flags that it is to have"
             )
-        if name in _UNSUPPORTED:
+        if name in UNSUPPORTED:
             raise UsageError(
-                f"{name} is not supported in this version, which shows one SOURCE without layers; omit it"
+                f"{name} is not supported in this version, which shows files as they are but for their ids; omit it"
             )
-        if name in _VALUED:
+        if name in VALUED:
             self._take_value(name, value if equals else None)
-        elif name in _FLAGS and not (equals and name in _IGNORED):
+        elif name in FLAGS and not (equals and name in IGNORED):
             if equals:
-                raise UsageError(f"{word!r} cannot be: {name} takes no value; write {name} alone")
-            self._flags.update(_FLAGS[name])
-        elif name in _IGNORED:
-            self._note(f"{name} does nothing here: {_IGNORED[name]}")
-        elif word and name not in _FOR_MOUNT and not name.lower().startswith("x-"):
+                raise UsageError(f"{plain(word)!r} cannot be: {name} takes no value; write {name} alone")
+            self._flags.update(FLAGS[name])
+            self._given.add(name)
+        elif name in IGNORED:
+            self._note(f"{name} does nothing here: {IGNORED[name]}")
+            self._given.add(name)
+        elif word and name not in FOR_MOUNT and not name.lower().startswith("x-"):
             self._take_unknown(name)
 
     def _take_value(self, name: str, value: str | None) -> None:
-        convert, allowed = _VALUED[name]
+        convert, allowed = VALUED[name]
         if value is None:
             raise UsageError(f"{name} needs a value: {allowed}")
+        self._given.add(name)
+        if name != "lowerdir":
+            value = plain(value)
         before = self._texts.get(name, value)
-        if name in _MAPS and before != value:
+        if name in MAPS and before != value:
             raise UsageError(f"{name} is given twice, as {before!r} and as {value!r}; give it once")
         self._texts[name] = value
         try:
@@ -337,7 +209,7 @@ class _Options:
             raise UsageError(f"{f'{name}={value}'!r} cannot be; {name} takes {allowed}") from None
 
     def _take_unknown(self, name: str) -> None:
-        near = difflib.get_close_matches(name[:40], _KNOWN, 1)
+        near = difflib.get_close_matches(name[:40], KNOWN, 1)
         hint = f"did you mean {near[0]}?" if near else "--help lists those there are"
         if not self._is_sloppy:
             raise UsageError(f"unknown option {name!r}; {hint}")
@@ -355,10 +227,37 @@ class _Options:
             flags["suid"] = False
             self._note("suid does nothing here: fusermount3 makes every user's mount nosuid")
         uidmap, gidmap = self._maps(resolve_maps)
-        kernel = tuple(name.encode() + b"=" + values.pop(name) for name in _KERNEL if name in values)
-        plain = {name: value for name, value in values.items() if name not in _MAPS}
+        kernel = tuple(name.encode() + b"=" + values.pop(name) for name in KERNEL if name in values)
+        others = {name: value for name, value in values.items() if name not in MAPS}
         maps = {"uidmap": uidmap, "gidmap": gidmap}
-        return {**flags, **plain, **maps, "kernel_options": kernel, "notes": tuple(self._notes)}
+        self._check_layers(flags, others)
+        if "lowerdir" in others:
+            others["lowerdirs"] = others.pop("lowerdir")
+        return {**flags, **others, **maps, "kernel_options": kernel, "notes": tuple(self._notes)}
+
+    def _check_layers(self, flags: dict[str, Any], values: Mapping[str, Any]) -> None:
+        lowers = values.get("lowerdir", ())
+        needing = [name for name in FOR_LAYERS if name in self._given]
+        if needing and not lowers:
+            raise UsageError(f"{needing[0]} needs layers: add lowerdir=TOP:...:BOTTOM, or omit {needing[0]}")
+        if len(lowers) > MOST_LOWERS:
+            raise UsageError(f"lowerdir names {len(lowers)} directories; give {MOST_LOWERS} at most")
+        for name, other in (("upperdir", "workdir"), ("workdir", "upperdir")):
+            if name in values and other not in values:
+                raise UsageError(
+                    f"{name} needs {other}: add {other}=DIRECTORY, or omit {name} for a mount that is read-only"
+                )
+        if not lowers:
+            return
+        if "upperdir" not in values:
+            flags["read_only"] = True
+            if flags.pop("volatile", False):
+                self._note("volatile does nothing here: nothing is written without upperdir")
+        elif values.get("metacopy") and values.get("redirect_dir", "on") != "on":
+            raise UsageError(
+                f"metacopy=on and redirect_dir={values['redirect_dir']} cannot go together: a redirect leads"
+                " from a renamed file to its content; keep one"
+            )
 
     def _devices(self, *, wanted: bool, refused: bool) -> bool:
         if wanted and not refused and not self._is_root:
@@ -368,7 +267,7 @@ class _Options:
         return wanted and not refused
 
     def _maps(self, resolve_maps: ResolveMaps) -> tuple[IdMap, IdMap]:
-        given = [name for name in _MAPS if name in self._texts]
+        given = [name for name in MAPS if name in self._texts]
         for whole in ("userns", "subid"):
             if whole not in given:
                 continue

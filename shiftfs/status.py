@@ -28,7 +28,7 @@ def _status(
     return {
         "version": __version__,
         "pid": os.getpid(),
-        "source": tree.describe()[0]["path"],
+        "source": _source(options, tree),
         "mountpoint": os.fsdecode(mountpoint),
         "options": {
             "read_only": options.read_only,
@@ -43,8 +43,9 @@ def _status(
             "dirsync": options.dirsync,
             "timeout": options.timeout,
             "open": "serve" if session.context.serves_open else "refuse",
-            "fsname": os.fsdecode(options.fsname) if options.fsname else tree.describe()[0]["path"],
+            "fsname": os.fsdecode(options.fsname or b"") or _source(options, tree) or "shiftfs",
             "subtype": os.fsdecode(options.subtype),
+            **(_layering(options) if options.lowerdirs else {}),
         },
         "uidmapping": _map(options.uidmap),
         "gidmapping": _map(options.gidmap),
@@ -57,6 +58,23 @@ def _status(
         },
         "layers": tree.describe(),
         **_sizes(session, tree, loop),
+    }
+
+
+def _source(options: MountOptions, tree: Tree) -> object:
+    """The directory that is shown; with layers, what stands in its place on the command line."""
+    if not options.lowerdirs:
+        return tree.describe()[0]["path"]
+    return None if options.source is None else os.fsdecode(options.source)
+
+
+def _layering(options: MountOptions) -> dict[str, object]:
+    return {
+        "redirect_dir": options.redirect_dir,
+        "metacopy": options.metacopy,
+        "index": options.index,
+        "volatile": options.volatile,
+        "userxattr": options.userxattr,
     }
 
 

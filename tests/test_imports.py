@@ -36,7 +36,8 @@ RULES = {
     "session": "wire channel counters ops inodes tree shift loop",
     # The command lines. Only cli puts the parts together.
     "usermaps": "shift.idmap",
-    "options": "version arguments usermaps shift.idmap",
+    "vocabulary": "shift.idmap",
+    "options": "version arguments usermaps vocabulary shift.idmap",
     "mount": "options sys",
     "daemon": "",
     "status": "version options session loop tree shift.idmap wire",

@@ -3,11 +3,11 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shiftfs import options
+from shiftfs import vocabulary
 from shiftfs.options import MountOptions, UsageError, parse_command_line
 from shiftfs.shift.idmap import IdMap, MapError
 
-NAMES = st.sampled_from(sorted(options._KNOWN))
+NAMES = st.sampled_from(sorted(vocabulary.KNOWN))
 VALUES = st.just("") | st.text('=:0123456789,"\\.-', max_size=12).map("=".__add__)
 LISTS = st.lists(st.tuples(NAMES, VALUES).map("".join), min_size=1).map(",".join)
 LETTERS = st.sampled_from(["-f", "-d", "-o", "--", "-", "-h", "-N", "-t", "-s", "/src", "/mnt", "-oro"])
@@ -36,7 +36,9 @@ def test_any_command_line_is_understood_or_refused(
         assert str(error).encode(), "not printable"
         return
     if isinstance(parsed, MountOptions):
-        assert parsed.source
+        assert parsed.source or parsed.lowerdirs
         assert parsed.mountpoint
         assert not (parsed.allow_other and parsed.allow_root)
+        assert (parsed.upperdir is None) == (parsed.workdir is None)
+        assert parsed.upperdir is not None or not parsed.lowerdirs or parsed.read_only
         assert is_root or not (parsed.dev or parsed.suid)

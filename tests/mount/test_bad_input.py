@@ -77,7 +77,7 @@ BAD = {
     ),
     "a mountpoint inside a user's source": Bad(
         ["source", "source/deep/inside"],
-        ["mountpoint source/deep/inside", "inside the source", "over source itself"],
+        ["mountpoint source/deep/inside", "inside the source", "over .*/source itself"],
         True,
     ),
     "a mountpoint inside by another name": Bad(
@@ -107,7 +107,9 @@ BAD = {
     "a remount": Bad(
         ["-o", "rw,remount,ro", "source", "mountpoint"], ["remount", "`mount -i -o remount,bind,ro MOUNTPOINT`"]
     ),
-    "layers": Bad(["-o", "lowerdir=source", "mountpoint"], ["lowerdir", "not supported"]),
+    "what only fuse-overlayfs has": Bad(
+        ["-o", "squash_to_root", "source", "mountpoint"], ["squash_to_root", "not supported"]
+    ),
 }
 
 
