@@ -112,7 +112,7 @@ class Space(NamedTuple):
 
 
 class Listed(NamedTuple):
-    """One name of a directory: its st_ino on the mount and DT_ type (0 if unknown)."""
+    """One name of a directory: its st_ino on the mount (0 if it has to be looked up) and DT_ type (0 if unknown)."""
 
     name: bytes
     number: int

@@ -27,6 +27,8 @@ Pack = Callable[[Row], bytes | None]
 _DIRECTORY: Final = 4
 _GONE: Final = frozenset({errno.ENOENT, errno.ESTALE})
 _DOTS: Final = 2
+_UNKNOWN_NUMBER: Final = 0xFFFFFFFF
+"""d_ino of what cannot be looked at (FUSE_UNKNOWN_INO of libfuse); with 0, readdir(3) would leave it out."""
 _HASH_MASK: Final = (1 << 62) - 1
 _LARGE: Final = 256 * 1024
 """A directory of this size in bytes is listed by a worker."""
@@ -71,7 +73,7 @@ def _pack(ctx: Context, inode: Inode, rows: list[Row], request: requests.Read, p
     """As many entries as fit behind the offset. One that does not fit is not adopted."""
     room = min(request.size, len(ctx.scratch))
     size_of = dirents.direntplus_size if plus else dirents.dirent_size
-    pack: Pack = partial(_with_attributes, ctx, inode) if plus else _bare
+    pack: Pack = partial(_with_attributes if plus else _numbered, ctx, inode)
     parts: list[bytes] = []
     for row in _dots(ctx, inode, request.offset):
         packed = _dot(row) if plus else _bare(row)
@@ -99,6 +101,19 @@ def _dots(ctx: Context, inode: Inode, offset: int) -> list[Row]:
     return dots[offset:]
 
 
+def _numbered(ctx: Context, inode: Inode, row: Row) -> bytes | None:
+    """None for a name that has gone since the snapshot, if its number had to be looked up."""
+    cookie, name, number, kind = row
+    if number == 0:
+        try:
+            number = ctx.tree.numbers(ctx.tree.lookup(inode.entry, name)[1])
+        except OSError as error:
+            if error.errno in _GONE:
+                return None
+            number = _UNKNOWN_NUMBER
+    return dirents.dirent(number, cookie, kind, name)
+
+
 def _bare(row: Row) -> bytes:
     return dirents.dirent(row[2], row[0], row[3], row[1])
 
@@ -117,7 +132,7 @@ def _with_attributes(ctx: Context, inode: Inode, row: Row) -> bytes | None:
     except OSError as error:
         if error.errno in _GONE:
             return None
-        return dirents.direntplus(dirents.NO_ENTRY, number, cookie, kind, name)
+        return dirents.direntplus(dirents.NO_ENTRY, number or _UNKNOWN_NUMBER, cookie, kind, name)
     entry = ctx.adopt(inode, name, key, attributes, place)
     return dirents.direntplus(entry, ctx.tree.numbers(attributes), cookie, attributes.mode >> 12, name)
 

@@ -1,0 +1,53 @@
+"""The layers of a mount: their roots, their descriptors, and what is asked of them by name.
+
+Owns the layers and all descriptors held in them, bounded together. Knows no whiteouts and nothing of how layers hide
+each other. Loop thread.
+"""
+
+from shiftfs.descriptors import Descriptors
+from shiftfs.layer import Layer
+from shiftfs.tree import Attributes, Descriptor, RealKey
+
+from .entry import Real
+from .stack import Stack
+from .workdir import WorkDirectory
+
+
+class Layers:
+    """Top to bottom; the first is the upper where there is a work directory."""
+
+    def __init__(self, stack: Stack, bound: int, unlinked: int, noatime: bool) -> None:
+        self.layers = stack.layers
+        self.work: WorkDirectory | None = stack.work
+        self.held: list[Descriptors] = []
+        for layer in stack.layers:
+            beside = self.held[0] if self.held else None
+            self.held.append(Descriptors(layer, bound, unlinked, noatime, beside))
+        self.roots = [self._known(index, layer.root) for index, layer in enumerate(stack.layers)]
+        index = stack.work.index if stack.work else None
+        self.index = self._known(0, index) if index is not None else None
+
+    def _known(self, layer: int, opened: Descriptor) -> Real:
+        """A directory that stays open for good."""
+        real = Real(layer, self.held[layer], None, b"", self.layers[layer].look(opened.fd, b"")[0])
+        real.path = opened
+        return real
+
+    def find(self, directory: Real, name: bytes) -> tuple[RealKey, Attributes] | None:
+        """Key and attributes of a name; None where the layer has none, or has lost the directory."""
+        try:
+            return self.layers[directory.layer].find(directory.fd, name)
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            if directory.parent is not None and _is_loss(error):
+                return None
+            raise
+
+    def attributes(self, real: Real) -> Attributes:
+        """What the layer says of the very inode. ESTALE if it is not to be found any more."""
+        return real.held.attributes(real)
+
+
+def _is_loss(error: OSError) -> bool:
+    return error.errno in (116, 20)  # ESTALE, ENOTDIR: removed or replaced behind the mount

@@ -1,0 +1,206 @@
+"""A name over the layers: what it leads to, and which real inodes contribute.
+
+Owns no state but the origins that it remembers. Follows redirects one name at a time from a layer's root, so none leads
+out of its layer. Loop thread.
+"""
+
+import errno
+import os
+from collections.abc import Callable, Iterable, Iterator
+from typing import Final
+
+from shiftfs.tree import Attributes, RealKey
+
+from . import origin, whiteout, xattrs
+from .entry import Entry, Found, Links, Real, is_directory
+from .layers import Layers
+from .origin import Origins
+from .xattrs import Private
+
+_DIRECTORY: Final = 4
+_REGULAR: Final = 8
+Place = tuple[Real, bytes]
+"""A directory of a layer and a name in it."""
+
+
+class Lookup:
+    """`known` gives the entry of an inode that the kernel knows. `follows`: redirects are obeyed, not refused."""
+
+    def __init__(self, layers: Layers, follows: bool) -> None:
+        self._layers = layers
+        self._follows = follows
+        self._first_lower = 1 if layers.work else 0
+        self.origins = Origins(layers.layers[self._first_lower :])
+        self.known: Callable[[RealKey], Entry | None] = lambda key: None
+
+    def find(self, directory: Entry, name: bytes) -> Found | None:
+        """What the name leads to on the mount; None for nothing."""
+        if name.startswith(whiteout.PREFIX):
+            return None
+        return self._over(directory, name, [(real, name) for real in directory.reals])
+
+    def covered(self, directory: Entry, name: bytes) -> bool:
+        """Is there anything of that name in the lower layers, which a whiteout has to hide?"""
+        return self._over(directory, name, [(real, name) for real in directory.lowers]) is not None
+
+    def _over(self, directory: Entry, name: bytes, places: Iterable[Place]) -> Found | None:
+        hits: list[tuple[Real, Attributes, Private]] = []
+        unchecked: list[Place] = []
+        remaining = iter(places)
+        while (place := next(remaining, None)) is not None:
+            parent, wanted = place
+            seen = self._layers.find(parent, wanted)
+            if seen is None:
+                unchecked.append(place)
+                continue
+            key, attributes = seen
+            if whiteout.is_device(attributes) or self._hidden(unchecked):
+                break
+            unchecked = [place]
+            private = self._private(parent, wanted, attributes)
+            if xattrs.WHITEOUT in private and parent.is_marked and whiteout.may_be_by_xattr(attributes):
+                break
+            if hits and not self._continues(hits[-1], key, private):
+                break
+            real = parent.child(wanted, key)
+            real.is_marked = private.get(xattrs.OPAQUE) == whiteout.MARKED
+            real.is_impure = xattrs.IMPURE in private
+            hits.append((real, attributes, private))
+            if not self._goes_on(real, attributes, private):
+                break
+            redirect = whiteout.redirect_of(private)
+            if redirect is not None:
+                if not self._follows:
+                    raise OSError(errno.EPERM, "redirects are not followed (redirect_dir=nofollow)")
+                remaining = self._redirected(parent, redirect, remaining)
+        return self._found(directory, name, hits) if hits else None
+
+    def _private(self, parent: Real, name: bytes, attributes: Attributes) -> Private:
+        """The overlay's own attributes of what has been found, as far as there can be any that matter."""
+        kind = attributes.mode >> 12
+        if kind == _DIRECTORY or parent.layer < self._first_lower or parent.is_marked:
+            return xattrs.private(parent.fd, name)
+        if kind == _REGULAR and parent.layer < len(self._layers.layers) - 1:
+            return xattrs.private(parent.fd, name)  # content in a layer below, perhaps
+        return {}
+
+    def _hidden(self, places: list[Place]) -> bool:
+        """Has one of the layers above a file that says so?"""
+        return any(self._layers.find(real, whiteout.PREFIX + name) is not None for real, name in places)
+
+    def _continues(self, above: tuple[Real, Attributes, Private], key: RealKey, private: Private) -> bool:
+        """Does it go with what the layers above have: a directory with a directory, content with metadata?"""
+        return is_directory(key) if is_directory(above[0].key) else key[3] == _REGULAR
+
+    def _goes_on(self, real: Real, attributes: Attributes, private: Private) -> bool:
+        """Do the layers below have a part in it?"""
+        if real.layer == len(self._layers.layers) - 1:
+            return False
+        if is_directory(real.key):
+            parent = real.parent
+            assert parent is not None
+            return not whiteout.is_opaque(parent.fd, real.name, private)
+        return real.key[3] == _REGULAR and xattrs.METACOPY in private
+
+    def _redirected(self, parent: Real, redirect: list[bytes], remaining: Iterator[Place]) -> Iterator[Place]:
+        if redirect[0]:
+            return ((real, redirect[0]) for real, _ in remaining)
+        return self._by_path(parent.layer + 1, redirect[1:])
+
+    def _by_path(self, layer: int, path: list[bytes]) -> Iterator[Place]:
+        """The places of an absolute path in the layers from `layer` on, each as far as the one above lets it show."""
+        for root in self._layers.roots[layer:]:
+            above: Real | None = root
+            last = False
+            below = path
+            for depth, name in enumerate(path[:-1]):
+                assert above is not None
+                seen = self._layers.find(above, name)
+                if seen is None or not is_directory(seen[0]):
+                    last = last or seen is not None or self._hidden([(above, name)])
+                    above = None
+                    break
+                private = self._private(above, name, seen[1])
+                last = last or whiteout.is_opaque(above.fd, name, private)
+                redirect = whiteout.redirect_of(private)
+                if redirect is not None:
+                    head = redirect[1:] if not redirect[0] else [*path[:depth], redirect[0]]
+                    below = [*head, *path[depth + 1 :]]
+                above = above.child(name, seen[0])
+                above.is_marked = private.get(xattrs.OPAQUE) == whiteout.MARKED
+            if above is not None:
+                yield above, path[-1]
+            if last:
+                return
+            path = below
+
+    def _found(self, directory: Entry, name: bytes, hits: list[tuple[Real, Attributes, Private]]) -> Found | None:
+        top, attributes, private = hits[0]
+        if not is_directory(top.key) and len(hits) == 1 and xattrs.METACOPY in private and self._lacks_data(top):
+            raise OSError(errno.EIO, os.strerror(errno.EIO))  # as the kernel: metadata whose content is nowhere
+        reals = tuple(real for real, _, _ in hits)
+        if top.layer >= self._first_lower:
+            if attributes.nlink > 1 and self._layers.index is not None and not is_directory(top.key):
+                return self._by_index(top, attributes, reals)
+            return Found(top.key, attributes, None, reals, None)
+        if is_directory(top.key):
+            key = reals[1].key if len(reals) > 1 else top.key
+            return Found(self._own_if_taken(key, top, directory, name, False), attributes, top, reals[1:], None)
+        key = self._origin(top, attributes, private, directory)
+        links = self._links(private, attributes, key)
+        return Found(
+            self._own_if_taken(key, top, directory, name, links is not None), attributes, top, reals[1:], links
+        )
+
+    def _lacks_data(self, top: Real) -> bool:
+        return top.key[3] == _REGULAR and top.layer < len(self._layers.layers) - 1
+
+    def _by_index(self, lower: Real, attributes: Attributes, reals: tuple[Real, ...]) -> Found:
+        """One of several names of a lower file: another of them may have been copied up."""
+        index = self._layers.index
+        assert index is not None and lower.parent is not None
+        name = self.origins.index_name(lower.layer - self._first_lower, lower.parent.fd, lower.name)
+        seen = self._layers.find(index, name) if name is not None else None
+        if name is None or seen is None or seen[0][3] != lower.key[3]:
+            return Found(lower.key, attributes, None, reals, None)
+        private = xattrs.private(index.fd, name)
+        links = origin.links(private, seen[1].nlink, attributes.nlink)
+        content = reals if xattrs.METACOPY in private else ()
+        return Found(lower.key, seen[1], index.child(name, seen[0]), content, links or Links(0))
+
+    def _links(self, private: Private, attributes: Attributes, key: RealKey) -> Links | None:
+        if xattrs.NLINK not in private:
+            return None
+        lower = 0
+        if private[xattrs.NLINK].startswith(b"L"):  # the process was killed between writing that and the link
+            lower = self.origins.link_count(private) or 1
+        return origin.links(private, attributes.nlink, lower)
+
+    def _origin(self, top: Real, attributes: Attributes, private: Private, directory: Entry) -> RealKey:
+        """The inode that an upper file came from, for it to keep its number."""
+        if not private:
+            return top.key
+        return self.origins.key(private, top.key[3]) or top.key
+
+    def _own_if_taken(self, key: RealKey, upper: Real, directory: Entry, name: bytes, has_index: bool) -> RealKey:
+        """Two upper inodes that claim one origin (a copy made with all its attributes) are two inodes all the same."""
+        if key == upper.key:
+            return key
+        known = self.known(key)
+        if known is None or known.gate is not None or (known.parent is directory and known.name == name):
+            return key
+        if known.upper is None:
+            return key if has_index else upper.key
+        return key if known.upper.key == upper.key else upper.key
+
+    def lower_path(self, entry: Entry) -> bytes:
+        """The absolute path of an inode as the layers below the upper know it, for a redirect."""
+        names: list[bytes] = []
+        above = entry
+        while above.parent is not None:
+            redirect = whiteout.redirect_of(xattrs.private(above.upper.fd, b"")) if above.upper is not None else None
+            if redirect is not None and not redirect[0]:
+                return b"/" + b"/".join([*redirect[1:], *reversed(names)])
+            names.append(redirect[0] if redirect is not None else above.name)
+            above = above.parent
+        return b"/" + b"/".join(reversed(names))

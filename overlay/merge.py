@@ -1,0 +1,97 @@
+"""Merged listings: the names of several directories, less what is hidden.
+
+Owns nothing. A directory that has gone from one layer takes no part; that never fails the union. On a worker where the
+directory is large.
+"""
+
+import errno
+import os
+from typing import Final, NamedTuple
+
+from shiftfs import layer
+from shiftfs.sys import files
+from shiftfs.tree import Descriptor
+
+from . import whiteout, xattrs
+
+_DIRECTORY: Final = 4
+_CHARACTER_DEVICE: Final = 2
+_REGULAR: Final = 8
+_UNKNOWN: Final = 0
+_GONE: Final = frozenset({errno.ENOENT, errno.ESTALE, errno.ENOTDIR})
+
+UNKNOWN_NUMBER: Final = 0
+
+
+class Part(NamedTuple):
+    """One layer's directory. `device`: of its inodes; `is_marked`: it may have whiteouts by attribute;
+    `tells_numbers`: 0 if its inode numbers are not those of the mount, 1 if those of directories are not, 2 if all
+    are."""
+
+    held: Descriptor
+    device: int
+    is_marked: bool
+    tells_numbers: int
+
+
+class Name(NamedTuple):
+    """A name of the merged directory; a `number` of 0 has to be looked up."""
+
+    name: bytes
+    device: int
+    number: int
+    kind: int
+
+
+def merged(parts: tuple[Part, ...], noatime: int) -> list[Name]:
+    """All names, top layer first."""
+    listed: list[Name] = []
+    seen: set[bytes] = set()
+    for depth, part in enumerate(parts):
+        try:
+            rows = layer.list_names(part.held.fd, noatime)
+        except OSError as error:
+            if error.errno not in _GONE or depth == 0:
+                raise
+            continue
+        last = depth == len(parts) - 1
+        hidden: list[bytes] = []
+        for name, number, kind in rows:
+            if name.startswith(whiteout.PREFIX):
+                hidden.append(name[len(whiteout.PREFIX) :])
+                continue
+            if name in seen:
+                continue
+            if not last:
+                seen.add(name)
+            if _may_be_whiteout(part, kind) and _is_whiteout(part, name):
+                continue
+            told = part.tells_numbers == 2 or (part.tells_numbers == 1 and kind not in (_DIRECTORY, _UNKNOWN))
+            listed.append(Name(name, part.device, number if told else UNKNOWN_NUMBER, kind))
+        seen.update(hidden)
+    return listed
+
+
+def _may_be_whiteout(part: Part, kind: int) -> bool:
+    return kind in (_CHARACTER_DEVICE, _UNKNOWN) or (part.is_marked and kind == _REGULAR)
+
+
+def _is_whiteout(part: Part, name: bytes) -> bool:
+    try:
+        found = os.stat(name, dir_fd=part.held.fd, follow_symlinks=False)
+    except FileNotFoundError:
+        return True
+    kind = found.st_mode >> 12
+    if kind == _CHARACTER_DEVICE:
+        return found.st_rdev == 0
+    by_xattr = part.is_marked and kind == _REGULAR and found.st_size == 0
+    return by_xattr and xattrs.WHITEOUT in xattrs.private(part.held.fd, name)
+
+
+def hidden_names(fd: int) -> list[bytes]:
+    """What is in a directory of the upper that shows as empty: whiteouts."""
+    opened = layer.reopen(fd, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        return [name for name, _, _ in files.list_directory(opened)]
+    finally:
+        os.close(opened)

@@ -1,0 +1,392 @@
+"""A tree over several layers: implements shiftfs.tree.Tree. Glue only; what it does is in the modules beside it.
+
+Owns entries, and nothing else of its own. Loop thread, but for what tree.Tree says of workers.
+"""
+
+import errno
+import os
+import stat
+from collections.abc import Callable
+from typing import Final
+
+from shiftfs import layer as real
+from shiftfs.layer import magic_link
+from shiftfs.sys import files
+from shiftfs.tree import Attributes, Change, Descriptor, Listed, RealKey, Space, Steps
+
+from . import merge, xattrs
+from .copyup import CopyUp
+from .entry import Entry, Found, Real, is_directory
+from .layers import Layers
+from .lookup import Lookup
+from .merge import Part
+from .mutate import Mutation
+from .numbers import Numbers
+from .renaming import Renaming
+from .stack import Stack
+from .whiteout import MARKED
+
+_new = tuple.__new__
+_NUMBERS_OF_ALL: Final = 2
+_NUMBERS_OF_FILES: Final = 1
+_NUMBERS_OF_NONE: Final = 0
+
+
+class _Writing:
+    """What there is only with an upper."""
+
+    def __init__(self, layers: Layers, lookup: Lookup, redirect_dir: str, metacopy: bool) -> None:
+        assert layers.work is not None
+        self.work = layers.work
+        self.copies = CopyUp(layers, lookup, self.work, metacopy)
+        self.names = Mutation(layers, lookup, self.work, self.copies)
+        self.renaming = Renaming(layers, lookup, self.work, self.names, redirect_dir == "on")
+
+
+class OverlayTree:
+    """The union of some layers, shown as one tree."""
+
+    layered = True
+
+    def __init__(
+        self, stack: Stack, bound: int, unlinked: int = 1024, *, redirect_dir: str = "on", metacopy: bool = False,
+        noatime: bool = True, nodiratime: bool = True,
+    ) -> None:  # fmt: skip
+        """`bound` and `unlinked` as for SourceTree. `redirect_dir`: on, off, follow or nofollow, as the kernel's."""
+        self._layers = layers = Layers(stack, bound, unlinked, noatime)
+        self._lookup = Lookup(layers, follows=redirect_dir != "nofollow")
+        self._writing = _Writing(layers, self._lookup, redirect_dir, metacopy) if stack.work else None
+        self._noatime = os.O_NOATIME if nodiratime else 0
+        self._numbers = Numbers(one.device for one in stack.layers)
+        self.volatile = stack.work is not None and stack.work.volatile
+        for root in layers.roots:
+            private = xattrs.private(root.fd, b"")
+            root.is_marked = private.get(xattrs.OPAQUE) == MARKED
+            root.is_impure = xattrs.IMPURE in private
+        lowers = tuple(layers.roots[1:] if stack.work else layers.roots)
+        self.root = Entry(None, b"", lowers[0].key)
+        self.root.upper = layers.roots[0] if stack.work else None
+        self.root.lowers = lowers
+
+    # --- what there is ---
+
+    def knows(self, entry_of: Callable[[RealKey], Entry | None]) -> None:
+        self._lookup.known = entry_of
+
+    def root_attributes(self) -> tuple[RealKey, Attributes]:
+        return self.root.key, self.attributes(self.root)
+
+    def lookup(self, directory: Entry, name: bytes) -> tuple[RealKey, Attributes, Found]:
+        found = self._lookup.find(directory, name)
+        if found is None:
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
+        key, attributes, upper, lowers, links = found
+        if attributes.ino != key[1] or links is not None or attributes.mode >> 12 == 4 or lowers:
+            offset = links.offset if links is not None else 0
+            attributes = self._shown(key, attributes, upper, lowers, offset)
+        return key, attributes, found
+
+    def _shown(
+        self, key: RealKey, a: Attributes, upper: Real | None, lowers: tuple[Real, ...], offset: int
+    ) -> Attributes:
+        """As the kernel's overlayfs has it: the origin's number; directories that are merged have one link; a file
+        whose content is elsewhere has the blocks of that."""
+        nlink, blocks = a.nlink + offset, a.blocks
+        if is_directory(key):
+            if (upper is not None) + len(lowers) > 1:
+                nlink = 1
+        elif lowers and (upper is not None or len(lowers) > 1):
+            blocks = self._layers.attributes(lowers[-1]).blocks
+        return _new(Attributes, (key[1], a[1], blocks, *a[3:10], nlink, *a[11:21], key[0]))
+
+    def entry(self, directory: Entry, name: bytes, key: RealKey, place: Found) -> Entry:
+        made = Entry(directory, name, key)
+        made.upper, made.lowers, made.links = place.upper, place.lowers, place.links
+        return made
+
+    def found_at(self, entry: Entry, directory: Entry, name: bytes, place: Found) -> None:
+        if entry.gate is not None:
+            return
+        if entry.parent is not directory and is_directory(entry.key) and _leads_through(directory, entry):
+            return  # renames behind the mount; a circle would have no end
+        entry.parent, entry.name, entry.removed = directory, name, False
+        if place.upper is None and entry.upper is not None and not is_directory(entry.key):
+            # Another name of the lower inode, without an index to say so; unless our upper is gone behind the mount.
+            still_up = self._is_there(entry.upper)
+        else:
+            still_up = False
+        if still_up:
+            return
+        entry.upper = self._kept(entry.upper, place.upper)
+        if place.lowers != entry.lowers:
+            known = {one.key: one for one in entry.lowers}
+            entry.lowers = tuple(self._kept(known.pop(one.key, None), one) or one for one in place.lowers)
+            for one in known.values():
+                one.held.release(one)
+        entry.links = place.links
+
+    def _kept(self, old: Real | None, new: Real | None) -> Real | None:
+        """The real inode as it was known, if it is the same; else the new one."""
+        if old is None or old is new:
+            return new
+        if new is None or old.key != new.key:
+            old.held.release(old)
+            return new
+        if new.parent is not None:
+            old.parent, old.name = new.parent, new.name
+        old.is_marked, old.is_impure = new.is_marked, old.is_impure or new.is_impure
+        if old.path is not None:
+            old.held.unpin(old)
+        return old
+
+    def _is_there(self, upper: Real) -> bool:
+        try:
+            return self._layers.attributes(upper).nlink > 0
+        except OSError:
+            return False
+
+    def release(self, entry: Entry) -> None:
+        for one in entry.reals:
+            one.held.release(one)
+
+    def attributes(self, entry: Entry) -> Attributes:
+        a = self._layers.attributes(entry.top)
+        if entry.removed:
+            a = _new(Attributes, (*a[:10], 0, *a[11:]))
+        elif entry.links is None and a.ino == entry.key[1] and not entry.lowers:
+            return a
+        offset = entry.links.offset if entry.links is not None and not entry.removed else 0
+        shown = self._shown(entry.key, a, entry.upper, entry.lowers, offset)
+        return _new(Attributes, (*shown[:10], 0, *shown[11:])) if entry.removed else shown
+
+    def numbers(self, attributes: Attributes) -> int:
+        return self._numbers.of(attributes.device, attributes.ino)
+
+    def parent_number(self, entry: Entry) -> int:
+        key = (entry.parent or entry).key
+        return self._numbers.of(key[0], key[1])
+
+    def held(self, entry: Entry) -> tuple[Part, ...]:
+        parts: list[Part] = []
+        for one in entry.reals:
+            try:
+                path = one.held.path(one)
+            except OSError as error:
+                if error.errno != errno.ESTALE or (one is entry.reals[-1] and not parts):
+                    raise
+                continue  # gone from that layer; the others' names are still there
+            parts.append(Part(path, one.key[0], one.is_marked, self._tells_numbers(entry, one)))
+        return tuple(parts)
+
+    def _tells_numbers(self, entry: Entry, one: Real) -> int:
+        if one is not entry.upper:
+            return _NUMBERS_OF_ALL
+        if one.is_impure:
+            return _NUMBERS_OF_NONE
+        return _NUMBERS_OF_FILES if entry.lowers else _NUMBERS_OF_ALL
+
+    def listing(self, held: tuple[Part, ...]) -> list[Listed]:
+        number = self._numbers.of
+        return [
+            Listed(name, number(device, own) if own else 0, kind)
+            for name, device, own, kind in merge.merged(held, self._noatime)
+        ]
+
+    def readlink(self, entry: Entry) -> bytes:
+        return os.readlink(b"", dir_fd=entry.top.fd)
+
+    def path(self, entry: Entry) -> Descriptor:
+        top = entry.top
+        return top.held.path(top)
+
+    def content(self, entry: Entry) -> Descriptor:
+        one = self._content(entry)
+        return one.held.path(one)
+
+    def _content(self, entry: Entry) -> Real:
+        return entry.lowers[-1] if entry.lowers and not is_directory(entry.key) else entry.top
+
+    def may_block(self, entry: Entry) -> bool:
+        one = self._content(entry)
+        return one.key[0] in self._layers.layers[one.layer].remote
+
+    def is_made_up(self, entry: Entry) -> bool:
+        one = self._content(entry)
+        return one.key[0] in self._layers.layers[one.layer].pseudo
+
+    def data(self, entry: Entry, writable: bool) -> Descriptor:
+        if writable and not self.is_up(entry):
+            raise BlockingIOError(errno.EWOULDBLOCK, os.strerror(errno.EWOULDBLOCK))
+        one = self._content(entry)
+        return one.held.data(one, writable)
+
+    def open_waiting(self, held: Descriptor, flags: int) -> Descriptor:
+        return Descriptor(real.reopen(held.fd, flags), os.close, flags & os.O_ACCMODE != os.O_RDONLY)
+
+    def keep_data(self, entry: Entry, data: Descriptor) -> None:
+        one = self._content(entry)
+        if os.fstat(data.fd).st_ino == one.key[1]:  # else it has been copied up while that was opened
+            one.held.keep_data(one, data)
+
+    def getxattr(self, entry: Entry, name: bytes) -> bytes:
+        if name.startswith(b"user.fuseoverlayfs."):
+            raise OSError(errno.ENODATA, os.strerror(errno.ENODATA))
+        return os.getxattr(magic_link(entry.top.fd), xattrs.stored(name))
+
+    def listxattr(self, entry: Entry) -> list[bytes]:
+        names = (xattrs.shown(os.fsencode(name)) for name in os.listxattr(magic_link(entry.top.fd)))
+        return [name for name in names if name is not None]
+
+    def space(self, entry: Entry) -> Space:
+        return real.space(self._layers.roots[0].fd)
+
+    def is_pseudo(self, fd: int) -> bool:
+        return real.is_pseudo(fd)
+
+    # --- what is changed ---
+
+    @property
+    def _up(self) -> _Writing:
+        if self._writing is None:
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+        return self._writing
+
+    def is_up(self, entry: Entry, metadata_only: bool = False) -> bool:
+        return self._up.copies.is_up(entry, metadata_only)
+
+    def copy_up(self, entry: Entry, size: int | None, metadata_only: bool, stopped: Callable[[], bool]) -> Steps:
+        return self._up.copies.up(entry, size, metadata_only, stopped)
+
+    def progress(self) -> list[dict[str, object]]:
+        return self._writing.copies.progress() if self._writing is not None else []
+
+    def counts_names(self, entry: Entry) -> bool:
+        """A lower inode with several names has to come up into the index before it loses one of them."""
+        if entry.upper is not None or is_directory(entry.key) or self._layers.index is None:
+            return False
+        return not entry.removed and self._layers.attributes(entry.lowers[0]).nlink > 1
+
+    def may_rename(self, entry: Entry) -> None:
+        self._up.renaming.check(entry)
+
+    def mknod(self, directory: Entry, name: bytes, mode: int, rdev: int) -> None:
+        if stat.S_ISCHR(mode) and rdev == 0:  # it would be a whiteout
+            raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+        self._up.names.create(directory, name, lambda at, called: os.mknod(called, mode, rdev, dir_fd=at))
+
+    def mkdir(self, directory: Entry, name: bytes, mode: int) -> None:
+        self._up.names.make_directory(directory, name, mode)
+
+    def symlink(self, directory: Entry, name: bytes, target: bytes) -> None:
+        self._up.names.create(directory, name, lambda at, called: os.symlink(target, called, dir_fd=at))
+
+    def create(self, directory: Entry, name: bytes, mode: int) -> Descriptor:
+        flags = os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC
+
+        def make(at: int, called: bytes) -> Descriptor:
+            return Descriptor(os.open(called, flags, mode & 0o7777, dir_fd=at), os.close, writable=True)
+
+        return self._up.names.create(directory, name, make)
+
+    def tmpfile(self, directory: Entry, mode: int) -> tuple[RealKey, Attributes, Entry]:
+        upper = directory.upper
+        if self._writing is None or upper is None:
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+        flags = os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC
+        opened = Descriptor(os.open(b".", flags, mode & 0o7777, dir_fd=upper.fd), os.close)
+        path = Descriptor(real.reopen(opened.fd, os.O_PATH), os.close)
+        key, attributes = self._layers.layers[0].look(path.fd, b"")
+        entry = Entry(directory, b"", key)
+        entry.upper = Real(0, upper.held, None, b"", key)
+        entry.removed = True
+        upper.held.adopt_unnamed(entry.upper, path)
+        return key, attributes, entry
+
+    def link(self, entry: Entry, directory: Entry, name: bytes) -> None:
+        self._up.names.link(entry, directory, name)
+
+    def unlink(self, directory: Entry, name: bytes, known: Entry | None) -> bool:
+        return self._up.names.unlink(directory, name, known)
+
+    def rmdir(self, directory: Entry, name: bytes, known: Entry | None) -> None:
+        up = self._up
+        removed = known or self._at(directory, name)
+        self._refuse_full(removed)
+        up.names.rmdir(directory, name, removed)
+
+    def rename(
+        self, directory: Entry, name: bytes, to: Entry, new_name: bytes, flags: int, moved: Entry | None,
+        replaced: Entry | None,
+    ) -> bool:  # fmt: skip
+        up = self._up
+        if flags & files.RENAME_WHITEOUT:  # as the kernel's overlayfs: it would not show
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+        if moved is None or not self.is_up(moved, True):  # it has changed behind the mount just now
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+        up.names.check_free(to, new_name, flags)
+        if replaced is not None and not flags & files.RENAME_EXCHANGE:
+            self._check_replaceable(moved, replaced)
+        return up.renaming.rename(directory, name, to, new_name, flags, moved, replaced)
+
+    def _check_replaceable(self, moved: Entry, replaced: Entry) -> None:
+        if is_directory(moved.key) != is_directory(replaced.key):
+            number = errno.EISDIR if is_directory(replaced.key) else errno.ENOTDIR
+            raise OSError(number, os.strerror(number))
+        if is_directory(replaced.key):
+            self._refuse_full(replaced)
+
+    def _refuse_full(self, directory: Entry) -> None:
+        if merge.merged(self.held(directory), 0):
+            raise OSError(errno.ENOTEMPTY, os.strerror(errno.ENOTEMPTY))
+
+    def _at(self, directory: Entry, name: bytes) -> Entry:
+        key, _, found = self.lookup(directory, name)
+        return self.entry(directory, name, key, found)
+
+    def change(self, entry: Entry, change: Change) -> None:
+        real.change(self._upper(entry).fd, change)
+
+    def setxattr(self, entry: Entry, name: bytes, value: bytes, flags: int) -> None:
+        os.setxattr(magic_link(self._upper(entry).fd), xattrs.stored(name), value, flags)
+
+    def removexattr(self, entry: Entry, name: bytes) -> None:
+        os.removexattr(magic_link(self._upper(entry).fd), xattrs.stored(name))
+
+    def _upper(self, entry: Entry) -> Real:
+        """What may be changed. Never a lower: EROFS."""
+        if entry.upper is None:
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+        return entry.upper
+
+    def sync(self) -> None:
+        files.syncfs(self._layers.layers[0].root.fd)
+
+    # --- what it says of itself ---
+
+    def tidy(self, now: float) -> bool:
+        return self._layers.held[0].tidy(now)
+
+    def descriptors(self) -> dict[str, int]:
+        return self._layers.held[0].count()
+
+    def describe(self) -> list[dict[str, object]]:
+        first_lower = 1 if self._writing is not None else 0
+        return [
+            {
+                "path": os.fsdecode(one.path),
+                "role": "upper" if index < first_lower else "lower",
+                "private": one.private,
+                "handles": one.opens_by_handle,
+            }
+            for index, one in enumerate(self._layers.layers)
+        ]
+
+
+def _leads_through(directory: Entry, entry: Entry) -> bool:
+    """Does the way from the root to `directory` pass `entry`?"""
+    above: Entry | None = directory
+    while above is not None:
+        if above is entry:
+            return True
+        above = above.parent
+    return False

@@ -1,0 +1,111 @@
+"""The overlay's own extended attributes: which they are, how they are read, hidden from users and escaped for them.
+
+Owns the names. Never interprets a value beyond what a name says. Any thread.
+"""
+
+import errno
+import os
+from typing import Final
+
+from shiftfs.layer import magic_link
+
+TRUSTED: Final = b"trusted.overlay."
+USER: Final = b"user.overlay."
+_FUSE: Final = b"user.fuseoverlayfs."
+_PREFIXES: Final = (TRUSTED, USER, _FUSE)
+"""Where they are read, the first that has one counts."""
+_ESCAPED: Final = b"overlay."
+
+OPAQUE: Final = b"opaque"
+REDIRECT: Final = b"redirect"
+METACOPY: Final = b"metacopy"
+ORIGIN: Final = b"origin"
+OWN_ORIGIN: Final = b"shiftfs.origin"
+NLINK: Final = b"nlink"
+IMPURE: Final = b"impure"
+WHITEOUT: Final = b"whiteout"
+_READ: Final = frozenset({OPAQUE, REDIRECT, METACOPY, ORIGIN, OWN_ORIGIN, NLINK, IMPURE, WHITEOUT})
+
+Private = dict[bytes, bytes]
+"""The overlay's attributes of one inode, without prefix."""
+
+_NONE: Final[Private] = {}
+_ABSENT: Final = frozenset({errno.ENODATA, errno.EOPNOTSUPP, errno.ENOENT})
+
+
+def private(directory: int, name: bytes) -> Private:
+    """Those of a name beneath `directory`, or of `directory` itself for an empty one; never followed."""
+    path = _path(directory, name)
+    try:
+        names = os.listxattr(path, follow_symlinks=not name)
+    except OSError as error:
+        if error.errno not in _ABSENT:
+            raise
+        return _NONE
+    found: Private = _NONE
+    for text in names:
+        if "overlay" in text:
+            found = _take(path, name, os.fsencode(text), found)
+    return found
+
+
+def _take(path: bytes, name: bytes, full: bytes, found: Private) -> Private:
+    for rank, prefix in enumerate(_PREFIXES):
+        if full.startswith(prefix):
+            suffix = full[len(prefix) :]
+            if suffix not in _READ or any(_has(path, name, p + suffix) for p in _PREFIXES[:rank]):
+                return found
+            return {**found, suffix: os.getxattr(path, full, follow_symlinks=not name)}
+    return found
+
+
+def _has(path: bytes, name: bytes, full: bytes) -> bool:
+    try:
+        os.getxattr(path, full, follow_symlinks=not name)
+    except OSError:
+        return False
+    return True
+
+
+def _path(directory: int, name: bytes) -> bytes:
+    return b"%s/%s" % (magic_link(directory), name) if name else magic_link(directory)
+
+
+def put(fd: int, full: bytes, value: bytes) -> None:
+    """Set an attribute of what `fd` (O_PATH too) is of."""
+    os.setxattr(magic_link(fd), full, value)
+
+
+def drop(fd: int, full: bytes) -> None:
+    """Remove one that may not be there."""
+    try:
+        os.removexattr(magic_link(fd), full)
+    except OSError as error:
+        if error.errno not in _ABSENT:
+            raise
+
+
+def is_private(full: bytes) -> bool:
+    """Is an attribute of a layer the overlay's own?"""
+    for prefix in _PREFIXES:
+        if full.startswith(prefix):
+            return prefix == _FUSE or not full.startswith(prefix + _ESCAPED)
+    return False
+
+
+def shown(full: bytes) -> bytes | None:
+    """The name that users see of a layer's attribute; None for one that is hidden."""
+    for prefix in (TRUSTED, USER):
+        if full.startswith(prefix):
+            return prefix + full[len(prefix) + len(_ESCAPED) :] if full.startswith(prefix + _ESCAPED) else None
+    return None if full.startswith(_FUSE) else full
+
+
+def stored(full: bytes) -> bytes:
+    """The name under which a user's attribute is kept on a layer. EPERM for one that has no place there."""
+    for prefix in (TRUSTED, USER):
+        if full.startswith(prefix):
+            return prefix + _ESCAPED + full[len(prefix) :]
+    if full.startswith(_FUSE):
+        raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+    return full
