@@ -5,7 +5,6 @@ each other. Loop thread.
 """
 
 from shiftfs.descriptors import Descriptors
-from shiftfs.layer import Layer
 from shiftfs.tree import Attributes, Descriptor, RealKey
 
 from .entry import Real
