@@ -7,6 +7,7 @@ waits for a mount that is there. Main thread, before the mount.
 import errno
 import fcntl
 import os
+import re
 import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Final, NamedTuple
@@ -119,9 +120,11 @@ def refuse_kernels(directories: Sequence[Directory], mounts: Iterable[MountInfo]
 
 
 def _written_by(info: MountInfo) -> list[bytes]:
-    """Upper and work directory of an overlayfs. A relative path began where its mount(8) ran, which nobody knows."""
+    """Upper and work directory of an overlayfs, with the backslashes that mount(2) was given and without, as either
+    may be meant. A relative path began where its mount(8) ran, which nobody knows."""
     if info.kind != b"overlay":
         return []
     given = (option.partition(b"=") for option in info.options.split(b","))
     paths = [mountinfo.unescape(value) for name, _, value in given if name in (b"upperdir", b"workdir")]
-    return [path for path in paths if path.startswith(b"/")]
+    plain = [re.sub(rb"\\(.)", rb"\1", path) for path in paths]
+    return [path for path in dict.fromkeys(paths + plain) if path.startswith(b"/")]

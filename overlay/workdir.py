@@ -127,10 +127,10 @@ def _unlocked(directory: int, name: bytes) -> Descriptor:
 def _refuse_marks(work: Descriptor, named: str) -> None:
     """W/work/incompat/FEATURE: an earlier mount has left what only who knows FEATURE may go on with."""
     try:
-        marks = files.list_directory(_unlocked(work.fd, b"incompat").fd)
+        incompat = _unlocked(work.fd, b"incompat")
     except (FileNotFoundError, NotADirectoryError):
         return  # a file of that name is a leftover like others
-    for name, _, _ in marks:
+    for name, _, _ in files.list_directory(incompat.fd):
         shown = os.fsdecode(name)
         if name == b"volatile":
             raise LayerError(
