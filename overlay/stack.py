@@ -56,7 +56,7 @@ def open_stack(
     for one, held in zip(written, (top.root, work_held), strict=True):
         claim(one, held, log)
     ready = WorkDirectory.open(
-        work_held, top.root, written[1].named, log=log, volatile=volatile, userxattr=userxattr, index=index
+        work_held, written[1].named, log=log, volatile=volatile, userxattr=userxattr, index=index
     )
     return Stack((top, *(_lower(one) for one in below)), ready)
 

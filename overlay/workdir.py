@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from typing import Final, Literal
 
 from shiftfs.layer import magic_link
-from shiftfs.sys import beneath, files, handles
+from shiftfs.sys import beneath, files
 from shiftfs.tree import Descriptor
 
 from .directory import LayerError
@@ -54,12 +54,11 @@ class WorkDirectory:
 
     @classmethod
     def open(
-        cls, held: Descriptor, upper: Descriptor, named: str, *, log: Log, volatile: bool = False,
-        userxattr: bool = False, index: bool = True,
+        cls, held: Descriptor, named: str, *, log: Log, volatile: bool = False, userxattr: bool = False,
+        index: bool = True,
     ) -> "WorkDirectory":  # fmt: skip
-        """Make W, which is `held` and locked, ready for a mount with that `upper`. `named` is W in messages;
-        `userxattr`: do not even try trusted.*; without `index` hard links part when they are copied up. Raises
-        LayerError."""
+        """Make W, which is `held` and locked, ready for a mount. `named` is W in messages; `userxattr`: do not even
+        try trusted.*; without `index` hard links part when they are copied up. Raises LayerError."""
         try:
             work = _own(held, b"work", named)
             _refuse_marks(work, named)
@@ -71,9 +70,8 @@ class WorkDirectory:
                     f"{named}: its filesystem takes no extended attributes of ours: opaque directories are marked by"
                     " names, directories of lower layers cannot be renamed, hard links of lower layers part"
                 )
-            has_index = index and prefix and handles.of(upper.fd) is not None
             made = cls(
-                held, work, _own(held, b"index", named) if has_index else None, prefix,
+                held, work, _own(held, b"index", named) if index and prefix else None, prefix,
                 "device" if _takes_devices(work) else "xattr" if prefix else "name", _has_tmpfile(work), volatile,
             )  # fmt: skip
             if volatile:

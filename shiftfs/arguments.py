@@ -98,8 +98,8 @@ layers:
   upperdir=DIRECTORY  take all changes here; without, the mount is read-only
   workdir=DIRECTORY   for this mount's own use, on the filesystem of upperdir
   redirect_dir=on|off|follow|nofollow
-                      renamed directories of lowers: leave redirects and follow them (default); do neither,
-                      and refuse such renames (off, nofollow); follow those that are there (follow)
+                      renamed directories of lowers leave redirects, which are followed (on, default); such
+                      renames are refused: redirects are followed (off, follow), or not even that (nofollow)
   metacopy=on|off     changes of owner, mode, times or xattrs copy no content up, or do (default)
   index=on|off        hard links of lowers stay together when copied up (default), or part
   volatile            sync nothing; after a crash the upper is not to be used
