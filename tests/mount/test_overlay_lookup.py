@@ -91,12 +91,11 @@ def test_a_listing_started_anew_shows_what_has_changed(merged: Merged) -> None:
 # --- whiteouts and opaque directories ---
 
 
-def by_xattr(prefix: str, opaque: bool = True) -> Callable[[Path], None]:
+def by_xattr(prefix: str) -> Callable[[Path], None]:
     def make(path: Path) -> None:
         path.touch()
         os.setxattr(path, f"{prefix}overlay.whiteout", b"")
-        if opaque:
-            os.setxattr(path.parent, f"{prefix}overlay.opaque", b"x")
+        os.setxattr(path.parent, f"{prefix}overlay.opaque", b"x")
 
     return make
 
@@ -106,7 +105,7 @@ def by_name(path: Path) -> None:
 
 
 KERNEL_WHITEOUTS = {"device": make_whiteout, "trusted": by_xattr("trusted.")}
-OUR_WHITEOUTS = {"user": by_xattr("user."), "no x": by_xattr("trusted.", opaque=False), "name": by_name}
+OUR_WHITEOUTS = {"user": by_xattr("user."), "name": by_name}
 
 
 @pytest.mark.parametrize("make", KERNEL_WHITEOUTS.values(), ids=KERNEL_WHITEOUTS)
@@ -128,6 +127,12 @@ def hides(merged: Merged, make: Callable[[Path], object]) -> None:
     for name in ("file", "sub", "lost", "low", "sub/in"):
         refuses(errno.ENOENT, (path / "dir" / name).lstat)
     assert read_tree(path) == {"dir": {"above": b"0", "kept": b"2"}}
+
+
+def test_a_file_marked_as_whiteout_is_one_only_where_the_directory_says_so(merged: Merged) -> None:
+    path = merged.write({"dir": {"file": by_xattr("trusted.")}}, {"dir": {"file": b"content"}})
+    os.removexattr(merged.lower / "dir", "trusted.overlay.opaque")
+    assert read_tree(path) == {"dir": {"file": b""}}
 
 
 def test_a_directory_above_a_whiteout_is_not_merged(merged: Merged) -> None:
