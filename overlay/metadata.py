@@ -9,12 +9,13 @@ import os
 import stat
 from typing import Final
 
-from shiftfs.layer import magic_link, reopen
-from shiftfs.sys import files
+from shiftfs.layer import magic_link
+from shiftfs.sys import files, privileges
 from shiftfs.tree import Attributes
 
 from . import xattrs
 
+_ALL: Final = 0xFFFFFFFF
 _IMMUTABLE: Final = 0x10
 _APPEND_ONLY: Final = 0x20
 """STATX_ATTR_IMMUTABLE and STATX_ATTR_APPEND (statx(2))."""
@@ -24,39 +25,46 @@ class Ids:
     """Whom this process knows: in a user namespace, not everybody (user_namespaces(7))."""
 
     def __init__(self) -> None:
-        self._everybody = all(_knows_all(f"/proc/self/{kind}_map") for kind in ("uid", "gid"))
+        self._own = (os.geteuid(), os.getegid())
+        self._everybody = all(_ranges(kind) == [(0, 0, _ALL)] for kind in ("uid", "gid"))
+        self._somebody = [first for first, _, _ in _ranges("uid")]
         self._unknown = tuple(_number(f"/proc/sys/kernel/overflow{kind}id") for kind in ("u", "g"))
 
     def check(self, fd: int, attributes: Attributes) -> None:
         """EOVERFLOW for an owner whom we only see as the overflow id: nobody could be made the copy's owner."""
-        if self._everybody or not (attributes.uid == self._unknown[0] or attributes.gid == self._unknown[1]):
+        a = attributes
+        if self._everybody or (a.uid != self._unknown[0] and a.gid != self._unknown[1]):
             return
-        if not _has_rights_over(fd):
+        if not self._has_rights_over(fd, a):
             raise OSError(errno.EOVERFLOW, os.strerror(errno.EOVERFLOW))
 
+    def _has_rights_over(self, fd: int, a: Attributes) -> bool:
+        """Are our capabilities good for the inode? Only if both of its ids have a mapping (kernel
+        capable_wrt_inode_uidgid): so the overflow id and its namesake are told apart, by a right that the mode gives to
+        nobody else. Where it gives all of them, there is no telling, and the answer is no."""
+        wanted = ~a.mode & 7
+        if not stat.S_ISDIR(a.mode) and not a.mode & 0o111:
+            wanted &= ~os.X_OK  # which no capability gives
+        others = [uid for uid in self._somebody if uid != a.uid]
+        if not wanted or not others or stat.S_ISLNK(a.mode):
+            return False
+        try:
+            return privileges.set_filesystem_ids(others[0], self._own[1]) and os.access(
+                magic_link(fd), wanted, effective_ids=True
+            )
+        finally:
+            privileges.set_filesystem_ids_known_good(*self._own)
 
-def _knows_all(path: str) -> bool:
-    with open(path) as lines:
-        return [line.split() for line in lines] == [["0", "0", "4294967295"]]
+
+def _ranges(kind: str) -> list[tuple[int, ...]]:
+    """The map of our user namespace: first id inside, first outside, count."""
+    with open(f"/proc/self/{kind}_map") as lines:
+        return [tuple(map(int, line.split())) for line in lines]
 
 
 def _number(path: str) -> int:
     with open(path) as text:
         return int(text.read())
-
-
-def _has_rights_over(fd: int) -> bool:
-    """Does the kernel take our capabilities as good for the inode? Only if both of its ids have a mapping
-    (kernel capable_wrt_inode_uidgid), which is how the overflow id and its namesake are told apart."""
-    if not stat.S_ISREG(os.fstat(fd).st_mode) and not stat.S_ISDIR(os.fstat(fd).st_mode):
-        return False
-    if not os.access(magic_link(fd), os.R_OK | os.W_OK):
-        return False
-    try:
-        os.close(reopen(fd, os.O_RDONLY | os.O_NOATIME))
-    except OSError:
-        return False
-    return True
 
 
 def check_changeable(attributes: Attributes) -> None:
