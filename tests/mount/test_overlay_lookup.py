@@ -129,9 +129,10 @@ def hides(merged: Merged, make: Callable[[Path], object]) -> None:
     assert read_tree(path) == {"dir": {"above": b"0", "kept": b"2"}}
 
 
-def test_a_file_marked_as_whiteout_is_one_only_where_the_directory_says_so(merged: Merged) -> None:
-    path = merged.write({"dir": {"file": by_xattr("trusted.")}}, {"dir": {"file": b"content"}})
-    os.removexattr(merged.lower / "dir", "trusted.overlay.opaque")
+def test_a_file_marked_as_whiteout_is_one_only_where_the_directory_says_so(ours: Merged) -> None:
+    """The kernel's overlay lists it, and finds it until it has seen any such directory of the layer."""
+    path = ours.write({"dir": {"file": by_xattr("trusted.")}}, {"dir": {"file": b"content"}})
+    os.removexattr(ours.lower / "dir", "trusted.overlay.opaque")
     assert read_tree(path) == {"dir": {"file": b""}}
 
 
