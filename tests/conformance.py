@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
-from harness import environment, loop_filesystem, mounted, open_directory, run
+from harness import environment, layered, loop_filesystem, mounted, open_directory, run
 from harness.leftovers import remove_all
 
 FIRST_REAL_ID = 100000
@@ -34,16 +34,24 @@ TO_DO = re.compile(r"# TODO\b")
 
 
 class Configuration(NamedTuple):
-    """How a directory is mounted; `options` is None for the plain directory."""
+    """How a directory is mounted; `options` is None for the plain directory. An overlay has an empty lower."""
 
     name: str
     options: tuple[str, ...] | None
     owner: int = 0
+    is_overlay: bool = False
 
 
-def configurations() -> list[Configuration]:
+def configurations(overlays: bool) -> list[Configuration]:
     """The plain directory first, then every combination of what changes which requests the process sees."""
     found = [Configuration("native", None)]
+    if overlays:
+        for opening in ("auto", "serve"):
+            for mapped in (False, True):
+                name = f"overlay, {'map' if mapped else 'no map'}, open={opening}"
+                options = (*(MAP if mapped else ()), f"open={opening}")
+                found.append(Configuration(name, options, FIRST_REAL_ID if mapped else 0, is_overlay=True))
+        return found
     for timeout in ("1", "3600"):
         for opening in ("auto", "serve"):
             for mapped in (False, True):
@@ -120,8 +128,25 @@ def prepared(configuration: Configuration, layer: Path) -> Iterator[Path]:
             yield source
             return
         shutil.chown(source, configuration.owner, configuration.owner)
+        if configuration.is_overlay:
+            with overlay(source, configuration) as path:
+                yield path
+            return
         with mounted(source, None, *configuration.options) as mount:
             yield mount.path
+
+
+@contextmanager
+def overlay(place: Path, configuration: Configuration) -> Iterator[Path]:
+    """Whatever the suite does is done in the upper; the lower has the directory that it is done in, so that one comes
+    up first."""
+    lower, upper, work = (place / name for name in ("lower", "upper", "work"))
+    for path in (lower, upper, work, lower / "run"):
+        path.mkdir()
+        path.chmod(0o755)
+        shutil.chown(path, configuration.owner, configuration.owner)
+    with layered([lower], upper, work, *configuration.options or ()) as mount:
+        yield mount.path / "run"
 
 
 def deviations(native: Results, other: Results) -> list[str]:
@@ -148,6 +173,7 @@ def main() -> int:
     parser.add_argument("--only", default="", help="only test files whose path contains this: rename, chown/00.t")
     parser.add_argument("--mount", default="", help="only mounts whose name contains this, as the table has it")
     parser.add_argument("--layer", default="ext4", choices=("ext4", "xfs", "btrfs"), help="filesystem beneath")
+    parser.add_argument("--overlay", action="store_true", help="on overlays instead of single directories")
     parser.add_argument("--jobs", type=int, default=4, help="test files at a time")
     arguments = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # so that all is taken away then too
@@ -169,7 +195,7 @@ def compare(arguments: argparse.Namespace) -> int:
     suite = Suite(arguments.suite.resolve(), arguments.only, arguments.layer, open_directory("bin-"))
     print(f"| on {arguments.layer} | tests | ok | to do | failed | other than native |\n|---|---|---|---|---|---|")
     with loop_filesystem(arguments.layer, LAYER_MB) as layer:
-        for configuration in configurations():
+        for configuration in configurations(arguments.overlay):
             if native is not None and arguments.mount not in configuration.name:
                 continue
             with prepared(configuration, layer) as directory:
