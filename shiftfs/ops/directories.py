@@ -51,7 +51,10 @@ def _answer(ctx: Context, inode: Inode, request: requests.Read, plus: bool) -> R
             return _list_later(ctx, inode, request, plus)
         rows = _sorted(ctx.tree.listing(ctx.tree.held(inode.entry)))
         ctx.listings[inode] = rows
-    return _pack(ctx, inode, rows, request, plus)
+    packed = _pack(ctx, inode, rows, request, plus)
+    if not packed:
+        ctx.listings.pop(inode, None)  # read to the end; who is in the middle makes it anew
+    return packed
 
 
 def _list_later(ctx: Context, inode: Inode, request: requests.Read, plus: bool) -> Later:
