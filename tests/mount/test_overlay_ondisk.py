@@ -16,7 +16,6 @@ from harness import (
     Merged,
     loop_filesystem,
     make_whiteout,
-    mount_table,
     read_tree,
     run,
     write_tree,
@@ -245,8 +244,8 @@ def test_the_index_holds_linked_files_until_their_last_name_is_gone(layers: Laye
         (mount.path / "a").write_bytes(b"new")
         (name,) = indexed(layers)
         assert (layers.work / "index" / name).samefile(layers.upper / "a")
-        (mount.path / "b").chmod(0o600)
-        assert (layers.work / "index" / name).samefile(layers.upper / "b")
+        (mount.path / "b").write_bytes(b"newer")
+        assert (layers.work / "index" / name).read_bytes() == b"newer"
         for path in ("a", "b", "dir/c", "again/d"):
             assert indexed(layers) == [name]
             (mount.path / path).unlink()
@@ -296,10 +295,8 @@ def test_a_volatile_mount_leaves_a_mark_that_is_heeded(layers: Layers) -> None:
         assert (layers.work / "work/incompat/volatile").is_dir()
     assert (layers.work / "work/incompat/volatile").is_dir()
     for kind in ("kernel", "shiftfs"):
-        mounts = len(mount_table())
         with pytest.raises(CommandFailed) as failure, layers.mount(kind=kind):
             pass
-        assert len(mount_table()) == mounts
         assert kind == "kernel" or ("volatile" in str(failure.value) and str(layers.work) in str(failure.value))
     run(["rm", "-r", layers.work / "work/incompat"])
     with layers.mount() as mount:
