@@ -1,15 +1,20 @@
 """The layers of a mount: their roots, their descriptors, and what is asked of them by name.
 
-Owns the layers and all descriptors held in them, bounded together. Knows no whiteouts and nothing of how layers hide
-each other. Loop thread.
+Owns the layers and all descriptors held in them, bounded together. Decides nothing of how layers hide each other. Loop
+thread.
 """
+
+from typing import Final
 
 from shiftfs.descriptors import Descriptors
 from shiftfs.tree import Attributes, Descriptor, RealKey
 
 from .entry import Real
 from .stack import Stack
+from .whiteout import PREFIX
 from .workdir import WorkDirectory
+
+_LONGEST_HIDDEN: Final = 255 - len(PREFIX)
 
 
 class Layers:
@@ -42,6 +47,10 @@ class Layers:
             if directory.parent is not None and _is_loss(error):
                 return None
             raise
+
+    def hides(self, directory: Real, name: bytes) -> bool:
+        """Has the layer a file that hides the name in those below (`.wh.NAME`)?"""
+        return len(name) <= _LONGEST_HIDDEN and self.find(directory, PREFIX + name) is not None
 
     def attributes(self, real: Real) -> Attributes:
         """What the layer says of the very inode. ESTALE if it is not to be found any more."""

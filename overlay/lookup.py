@@ -86,7 +86,7 @@ class Lookup:
 
     def _hidden(self, places: list[Place]) -> bool:
         """Has one of the layers above a file that says so?"""
-        return any(self._layers.find(real, whiteout.PREFIX + name) is not None for real, name in places)
+        return any(self._layers.hides(real, name) for real, name in places)
 
     def _continues(self, above: tuple[Real, Attributes, Private], key: RealKey, private: Private) -> bool:
         """Does it go with what the layers above have: a directory with a directory, content with metadata?"""

@@ -57,7 +57,7 @@ class Mutation:
         upper = self._upper(directory)
         self._refuse_existing(directory, name)
         hides = self.whiteout_at(upper, name)
-        if not hides and not self._is_hidden(upper, name):
+        if not hides and not self._layers.hides(upper, name):
             os.mkdir(name, mode, dir_fd=upper.fd)
             return
         with self._nursery(upper) as nursery:
@@ -268,12 +268,9 @@ class Mutation:
         flags = os.O_CREAT | os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC
         os.close(os.open(whiteout.PREFIX + name, flags, 0o600, dir_fd=upper.fd))
 
-    def _is_hidden(self, upper: Real, name: bytes) -> bool:
-        return self._layers.find(upper, whiteout.PREFIX + name) is not None
-
     def unhide(self, upper: Real, name: bytes) -> None:
         """There is something of that name again, which hides what is below by itself."""
-        if self._work.whiteouts == "name" or self._is_hidden(upper, name):
+        if self._layers.hides(upper, name):
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(whiteout.PREFIX + name, dir_fd=upper.fd)
 
