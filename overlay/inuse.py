@@ -4,6 +4,7 @@ Owns the lock that a mount holds on both for as long as its process lives, and f
 waits for a mount that is there. Main thread, before the mount.
 """
 
+import contextlib
 import errno
 import fcntl
 import os
@@ -25,6 +26,8 @@ _PAUSE: Final = 0.02
 
 class _Holder(NamedTuple):
     process: int
+    serves: bool
+    """Does it read the requests of a FUSE mount, wherever that is?"""
     mountpoint: bytes | None
 
 
@@ -50,7 +53,8 @@ def _used_by(holder: _Holder | None) -> str:
     if holder is None:
         return "in use by a process that cannot be seen from here"
     if holder.mountpoint is None:
-        return f"in use by process {holder.process}"
+        where = ", whose mount lives on in another mount namespace" if holder.serves else ""
+        return f"in use by process {holder.process}{where}"
     return f"in use by the mount at {os.fsdecode(holder.mountpoint)} (process {holder.process})"
 
 
@@ -63,19 +67,19 @@ def _holder(directory: Directory) -> _Holder | None:
             words = line.split()
             # Behind `->` stand those that wait.
             if words[1] == b"FLOCK" and words[5] == wanted and int(words[4]) > 0:
-                return _Holder(int(words[4]), _mountpoint_of(int(words[4])))
+                process = int(words[4])
+                with contextlib.suppress(OSError):
+                    return _Holder(process, bool(_fuse_devices(process)), _mountpoint_of(process))
+                return _Holder(process, False, None)
     return None
 
 
 def _mountpoint_of(process: int) -> bytes | None:
-    """Where the FUSE mount is that a process serves, as far as we may know."""
-    try:
-        mounts = [info for info in mountinfo.listed(str(process)) if info.kind.partition(b".")[0] == b"fuse"]
-        devices = _fuse_devices(process)
-        with open(f"/proc/{process}/cmdline", "rb") as words:
-            given = words.read().split(b"\0")
-    except OSError:
-        return None
+    """Where the FUSE mount is that a process serves, in its mount namespace. Raises OSError if we may not know."""
+    mounts = [info for info in mountinfo.listed(str(process)) if info.kind.partition(b".")[0] == b"fuse"]
+    devices = _fuse_devices(process)
+    with open(f"/proc/{process}/cmdline", "rb") as words:
+        given = words.read().split(b"\0")
     if devices:
         mounts = [info for info in mounts if info.device in devices]
     else:  # before Linux 6.18
@@ -87,7 +91,7 @@ def _fuse_devices(process: int) -> list[str]:
     """The filesystems whose requests a process reads, as mountinfo numbers them."""
     devices = []
     for number in os.listdir(f"/proc/{process}/fdinfo"):
-        with open(f"/proc/{process}/fdinfo/{number}", "rb") as lines:
+        with contextlib.suppress(FileNotFoundError), open(f"/proc/{process}/fdinfo/{number}", "rb") as lines:
             for line in lines:
                 if line.startswith(b"fuse_connection:"):
                     connection = int(line.split()[1])

@@ -93,6 +93,8 @@ def _readable(report: dict[str, Any]) -> str:
 def _word(value: Any) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
+    if value is None:
+        return "none"
     return " ".join(value) if isinstance(value, list) else str(value)
 
 

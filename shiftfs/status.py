@@ -57,6 +57,7 @@ def _status(
             "max_readahead": agreed.max_readahead if agreed else None,
         },
         "layers": tree.describe(),
+        "copies": tree.progress(),
         **_sizes(session, tree, loop),
     }
 

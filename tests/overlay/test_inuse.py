@@ -90,6 +90,14 @@ def test_a_process_that_is_about_to_end_is_waited_for(layers: Layers) -> None:
     timer.join()
 
 
+def test_a_mount_that_cannot_be_seen_is_said_to_be_elsewhere(
+    layers: Layers, impatient: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(inuse, "_fuse_devices", lambda process: ["0:1048575"])
+    with locked(layers.upper) as process:
+        assert f"in use by process {process}, whose mount lives on in another mount namespace;" in refusal(layers)
+
+
 def test_a_reader_of_the_directory_is_no_mount(layers: Layers) -> None:
     held = os.open(layers.upper, os.O_RDONLY)
     assert stacked(layers)
