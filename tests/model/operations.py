@@ -189,7 +189,10 @@ class Operations(RuleBasedStateMachine):
 
     @rule(old=THERE, new=MAYBE, flags=RENAMING, uid=CALLERS)
     def rename(self, old: Where, new: Where, flags: int, uid: int) -> None:
-        self.same(lambda side: renameat2(self.at(side, old), self.at(side, new), flags), uid)
+        self.same(lambda side: self.renamed(side, old, new, flags), uid)
+
+    def renamed(self, side: int, old: Where, new: Where, flags: int) -> None:
+        renameat2(self.at(side, old), self.at(side, new), flags)
 
     @rule(path=THERE, mode=MODES, uid=CALLERS)
     def chmod(self, path: Where, mode: int, uid: int) -> None:
@@ -263,7 +266,9 @@ class Operations(RuleBasedStateMachine):
         self.there = sorted(expected)
         self.directories = [".", *(name for name in self.there if str(expected[name][0]).startswith("d"))]
         for side, (found, inodes) in zip(self.sides, trees, strict=True):
-            assert found == expected, f"{side} differs from {self.sides[-1]}"
+            apart = {name: (found.get(name), expected.get(name)) for name in found.keys() | expected.keys()}
+            apart = {name: both for name, both in apart.items() if both[0] != both[1]}
+            assert not apart, f"{side} differs from {self.sides[-1]}: {str(apart)[:2000]}"
             assert inodes == same_inodes, f"{side} differs from {self.sides[-1]} in what is one inode"
         for slot in self.opened:
             self.on_open(slot, lambda fd: self.attributes(os.fstat(fd)))
