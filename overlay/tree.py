@@ -81,7 +81,8 @@ class OverlayTree:
         if found is None:
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
         key, attributes, upper, lowers, links = found
-        if attributes.ino != key[1] or links is not None or attributes.mode >> 12 == 4 or lowers:
+        is_own = attributes.ino == key[1] and attributes.device == key[0]
+        if not is_own or links is not None or attributes.mode >> 12 == 4 or lowers:
             offset = links.offset if links is not None else 0
             attributes = self._shown(key, attributes, upper, lowers, offset)
         return key, attributes, found
@@ -153,7 +154,7 @@ class OverlayTree:
         a = self._layers.attributes(entry.top)
         if entry.removed:
             a = _new(Attributes, (*a[:10], 0, *a[11:]))
-        elif entry.links is None and a.ino == entry.key[1] and not entry.lowers:
+        elif entry.links is None and a.ino == entry.key[1] and a.device == entry.key[0] and not entry.lowers:
             return a
         offset = entry.links.offset if entry.links is not None and not entry.removed else 0
         shown = self._shown(entry.key, a, entry.upper, entry.lowers, offset)
@@ -225,7 +226,7 @@ class OverlayTree:
 
     def keep_data(self, entry: Entry, data: Descriptor) -> None:
         one = self._content(entry)
-        if os.fstat(data.fd).st_ino == one.key[1]:  # else it has been copied up while that was opened
+        if self._layers.layers[one.layer].look(data.fd, b"")[0] == one.key:  # else it was copied up meanwhile
             one.held.keep_data(one, data)
 
     def getxattr(self, entry: Entry, name: bytes) -> bytes:
