@@ -11,6 +11,7 @@ import pytest
 from harness import Layers, Merged, layered, make_whiteout, read_tree, run, write_tree
 from harness.calls import all_dirents, opened, refuses
 from harness.kinds import make_socket
+from harness.layered import Tree
 
 # --- merged directories ---
 
@@ -366,3 +367,19 @@ def test_an_overlay_holds_the_layers_of_another(merged: Merged) -> None:
         assert read_tree(mount.path) == shown
     run(["cp", "-a", path / "top", path / "copy"])
     assert os.getxattr(path / "copy/new", "trusted.overlay.redirect") == b"/old"
+
+
+def test_an_overlay_holds_the_upper_of_another(merged: Merged) -> None:
+    """Where no whiteout device can be made: ours marks files instead."""
+    tree: Tree = {"gone": b"", "dir": {"in": b""}, "again": {"old": b""}, "file": b"content"}
+    path = merged.write({"lower": tree, "upper": {}, "work": {}})
+    for _ in range(2):
+        with layered([path / "lower"], path / "upper", path / "work") as mount:
+            if (mount.path / "gone").exists():
+                (mount.path / "gone").unlink()
+                (mount.path / "dir").rename(mount.path / "moved")
+                run(["rm", "-r", mount.path / "again"])
+                (mount.path / "again").mkdir()
+                (mount.path / "file").write_bytes(b"new")
+            assert read_tree(mount.path) == {"again": {}, "file": b"new", "moved": {"in": b""}}
+    assert read_tree(path / "lower") == tree
