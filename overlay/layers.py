@@ -4,6 +4,7 @@ Owns the layers and all descriptors held in them, bounded together. Decides noth
 thread.
 """
 
+import errno
 from typing import Final
 
 from shiftfs.descriptors import Descriptors
@@ -14,6 +15,7 @@ from .stack import Stack
 from .whiteout import PREFIX
 from .workdir import WorkDirectory
 
+_LOST: Final = frozenset({errno.ESTALE, errno.ENOENT, errno.ENOTDIR})
 _LONGEST_HIDDEN: Final = 255 - len(PREFIX)
 
 
@@ -40,11 +42,10 @@ class Layers:
     def find(self, directory: Real, name: bytes) -> tuple[RealKey, Attributes] | None:
         """Key and attributes of a name; None where the layer has none, or has lost the directory."""
         try:
-            return self.layers[directory.layer].find(directory.fd, name)
-        except FileNotFoundError:
-            return None
+            return self.layers[directory.layer].find((directory.path or directory.held.path(directory)).fd, name)
         except OSError as error:
-            if directory.parent is not None and _is_loss(error):
+            # ESTALE and the others: the directory has been removed or replaced behind the mount.
+            if error.errno in _LOST and directory.parent is not None:
                 return None
             raise
 
@@ -56,6 +57,3 @@ class Layers:
         """What the layer says of the very inode. ESTALE if it is not to be found any more."""
         return real.held.attributes(real)
 
-
-def _is_loss(error: OSError) -> bool:
-    return error.errno in (116, 20)  # ESTALE, ENOTDIR: removed or replaced behind the mount

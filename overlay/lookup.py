@@ -19,6 +19,7 @@ from .xattrs import Private
 
 _DIRECTORY: Final = 4
 _REGULAR: Final = 8
+_SYMLINK: Final = 10
 Place = tuple[Real, bytes]
 """A directory of a layer and a name in it."""
 
@@ -35,17 +36,45 @@ class Lookup:
 
     def find(self, directory: Entry, name: bytes) -> Found | None:
         """What the name leads to on the mount; None for nothing."""
-        if name.startswith(whiteout.PREFIX):
+        if name[:4] == whiteout.PREFIX:
             return None
-        return self._over(directory, name, [(real, name) for real in directory.reals])
+        reals = directory.reals
+        find = self._layers.find
+        for depth, real in enumerate(reals):
+            seen = find(real, name)
+            if seen is not None:
+                return self._plain(reals, depth, name, seen) or self._over(
+                    directory, name, [(real, name) for real in reals[depth:]], [(real, name) for real in reals[:depth]]
+                )
+        return None
+
+    def _plain(
+        self, reals: tuple[Real, ...], depth: int, name: bytes, seen: tuple[RealKey, Attributes]
+    ) -> Found | None:
+        """A file of a lower layer that has nothing special: nearly all that is looked up. None for all else."""
+        parent = reals[depth]
+        key, attributes = seen
+        if (
+            parent.layer < self._first_lower
+            or attributes.mode >> 12 not in (_REGULAR, _SYMLINK)
+            or (attributes.nlink > 1 and self._layers.index is not None)
+            or self._private(parent, name, attributes)
+        ):
+            return None
+        for above in reals[:depth]:
+            if self._layers.hides(above, name):
+                return None
+        return Found(key, attributes, None, (parent.child(name, key),), None)
 
     def covered(self, directory: Entry, name: bytes) -> bool:
         """Is there anything of that name in the lower layers, which a whiteout has to hide?"""
-        return self._over(directory, name, [(real, name) for real in directory.lowers]) is not None
+        return self._over(directory, name, [(real, name) for real in directory.lowers], []) is not None
 
-    def _over(self, directory: Entry, name: bytes, places: Iterable[Place]) -> Found | None:
+    def _over(
+        self, directory: Entry, name: bytes, places: Iterable[Place], unchecked: list[Place]
+    ) -> Found | None:  # fmt: skip
+        """What some places have together; the `unchecked` ones above do not have the name, but may hide it."""
         hits: list[tuple[Real, Attributes, Private]] = []
-        unchecked: list[Place] = []
         remaining = iter(places)
         while (place := next(remaining, None)) is not None:
             parent, wanted = place

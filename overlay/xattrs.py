@@ -8,6 +8,7 @@ import os
 from typing import Final
 
 from shiftfs.layer import magic_link
+from shiftfs.sys.xattrs import names
 
 TRUSTED: Final = b"trusted.overlay."
 USER: Final = b"user.overlay."
@@ -34,37 +35,27 @@ _ABSENT: Final = frozenset({errno.ENODATA, errno.EOPNOTSUPP, errno.ENOENT})
 
 
 def private(directory: int, name: bytes) -> Private:
-    """Those of a name beneath `directory`, or of `directory` itself for an empty one; never followed."""
-    path = _path(directory, name)
-    try:
-        names = os.listxattr(path, follow_symlinks=not name)
-    except OSError as error:
-        if error.errno not in _ABSENT:
-            raise
+    """Those of a name beneath `directory`, never followed, or of `directory` itself for an empty one."""
+    listed = names(directory, name) if name else _names_of(directory)
+    if b"overlay" not in listed:
         return _NONE
-    found: Private = _NONE
-    for text in names:
-        if "overlay" in text:
-            found = _take(path, name, os.fsencode(text), found)
+    path = _path(directory, name)
+    found: Private = {}
+    full = frozenset(listed.split(b"\0"))
+    for prefix in reversed(_PREFIXES):  # the first that has one counts
+        for suffix in _READ:
+            if prefix + suffix in full:
+                found[suffix] = os.getxattr(path, prefix + suffix, follow_symlinks=not name)
     return found
 
 
-def _take(path: bytes, name: bytes, full: bytes, found: Private) -> Private:
-    for rank, prefix in enumerate(_PREFIXES):
-        if full.startswith(prefix):
-            suffix = full[len(prefix) :]
-            if suffix not in _READ or any(_has(path, name, p + suffix) for p in _PREFIXES[:rank]):
-                return found
-            return {**found, suffix: os.getxattr(path, full, follow_symlinks=not name)}
-    return found
-
-
-def _has(path: bytes, name: bytes, full: bytes) -> bool:
+def _names_of(fd: int) -> bytes:
     try:
-        os.getxattr(path, full, follow_symlinks=not name)
-    except OSError:
-        return False
-    return True
+        return b"\0".join(os.fsencode(one) for one in os.listxattr(magic_link(fd)))
+    except OSError as error:
+        if error.errno != errno.EOPNOTSUPP:
+            raise
+        return b""
 
 
 def _path(directory: int, name: bytes) -> bytes:

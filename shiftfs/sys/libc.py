@@ -43,6 +43,14 @@ _syscall.restype = ctypes.c_long
 syscall: Callable[..., int] = _syscall
 
 
+def typed_syscall(arguments: Sequence[Any]) -> Callable[..., int]:
+    """syscall(2) for calls with these arguments, after the number: converts them faster than `syscall` does."""
+    found = ctypes.CDLL(None, use_errno=True).syscall  # a function of its own, with types of its own
+    found.argtypes = [LONG, *arguments]
+    found.restype = ctypes.c_long
+    return found
+
+
 def failure(what: object = None) -> OSError:
     """The OSError of the call that has just returned -1, on the thread that made it."""
     number = ctypes.get_errno()

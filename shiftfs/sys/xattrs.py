@@ -1,0 +1,46 @@
+"""Listing extended attributes by one name beneath a directory. listxattrat(2), listxattr(2). Any thread."""
+
+import errno
+import os
+import threading
+from ctypes import addressof, create_string_buffer, string_at
+from typing import Final
+
+from . import libc
+
+_LISTXATTRAT: Final = 465
+_SYMLINK_NOFOLLOW: Final = 0x100
+_SIZE: Final = 65536  # XATTR_LIST_MAX
+_room = threading.local()
+_missing: list[bool] = []  # before Linux 6.13
+
+
+def names(directory: int, name: bytes) -> bytes:
+    """All names, each ended by a NUL, of what has that name; never followed. Empty where there can be none."""
+    if not _missing:
+        try:
+            buffer, address = _room.buffer
+        except AttributeError:
+            buffer = create_string_buffer(_SIZE)
+            _room.buffer = buffer, address = buffer, addressof(buffer)
+        size = _list(_LISTXATTRAT, directory, name, _SYMLINK_NOFOLLOW, address, _SIZE)
+        if size == 0:
+            return b""
+        if size > 0:
+            return string_at(address, size)
+        error = libc.failure(name)
+        if error.errno == errno.EOPNOTSUPP:
+            return b""
+        if error.errno != errno.ENOSYS:
+            raise error
+        _missing.append(True)
+    try:
+        listed = os.listxattr(b"/proc/self/fd/%d/%s" % (directory, name), follow_symlinks=False)
+    except OSError as error:
+        if error.errno == errno.EOPNOTSUPP:
+            return b""
+        raise
+    return b"".join(os.fsencode(one) + b"\0" for one in listed)
+
+
+_list = libc.typed_syscall([libc.INT, libc.PATH, libc.UINT, libc.POINTER, libc.SIZE])
