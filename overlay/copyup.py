@@ -202,8 +202,10 @@ class CopyUp:
     # --- what is written down with it ---
 
     def _note_origin(self, entry: Entry, lower: Real, made: int) -> None:
-        """For the number and the index after a remount. Symlinks take no user.* attributes: theirs changes then."""
+        """For the number and the index after a remount. Where the inode takes no such attributes (user.* on symlinks
+        and devices) it is remembered as long as the mount lasts."""
         if not self._work.prefix:
+            self._remember_origin(entry, made)
             return
         layer = lower.layer - 1
         value = self._lookup.origins.encode(layer, lower.fd) or b""
@@ -213,8 +215,12 @@ class CopyUp:
             if own is not None:
                 xattrs.put(made, self._work.prefix + xattrs.OWN_ORIGIN, own)
         except OSError as error:
-            if error.errno not in (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSPC) or stat.S_ISREG(entry.key[3] << 12):
+            if error.errno not in (errno.EPERM, errno.EOPNOTSUPP) or entry.key[3] == _REGULAR:
                 raise
+            self._remember_origin(entry, made)
+
+    def _remember_origin(self, entry: Entry, made: int) -> None:
+        self._lookup.came_from[self._layers.layers[0].look(made, b"")[0]] = entry.key
 
     def _note_content(self, entry: Entry, made: int) -> None:
         """Where the content is: at the path that the lower layers know, whatever the file will be called."""

@@ -9,6 +9,8 @@ import os
 from collections.abc import Callable, Iterable, Iterator
 from typing import Final
 
+from cachetools import LRUCache
+
 from shiftfs.tree import Attributes, RealKey
 
 from . import origin, whiteout, xattrs
@@ -20,6 +22,7 @@ from .xattrs import Private
 _DIRECTORY: Final = 4
 _REGULAR: Final = 8
 _SYMLINK: Final = 10
+_REMEMBERED: Final = 65536
 Place = tuple[Real, bytes]
 """A directory of a layer and a name in it."""
 
@@ -33,6 +36,8 @@ class Lookup:
         self._first_lower = 1 if layers.work else 0
         self.origins = Origins(layers.layers[self._first_lower :])
         self.known: Callable[[RealKey], Entry | None] = lambda key: None
+        self.came_from: LRUCache[RealKey, RealKey] = LRUCache(_REMEMBERED)
+        """Origins of upper inodes that cannot say theirs themselves, as long as this mount lasts."""
 
     def find(self, directory: Entry, name: bytes) -> Found | None:
         """What the name leads to on the mount; None for nothing."""
@@ -208,7 +213,7 @@ class Lookup:
     def _origin(self, top: Real, attributes: Attributes, private: Private, directory: Entry) -> RealKey:
         """The inode that an upper file came from, for it to keep its number."""
         if not private:
-            return top.key
+            return self.came_from.get(top.key, top.key)
         return self.origins.key(private, top.key[3]) or top.key
 
     def _own_if_taken(self, key: RealKey, upper: Real, directory: Entry, name: bytes, has_index: bool) -> RealKey:

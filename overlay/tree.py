@@ -14,7 +14,7 @@ from shiftfs.layer import magic_link
 from shiftfs.sys import files
 from shiftfs.tree import Attributes, Change, Descriptor, Listed, RealKey, Space, Steps
 
-from . import merge, xattrs
+from . import merge, metadata, xattrs
 from .copyup import CopyUp
 from .entry import Entry, Found, Real, is_directory
 from .layers import Layers
@@ -266,6 +266,10 @@ class OverlayTree:
         if entry.upper is not None or is_directory(entry.key) or self._layers.index is None:
             return False
         return not entry.removed and self._layers.attributes(entry.lowers[0]).nlink > 1
+
+    def may_remove(self, entry: Entry) -> None:
+        if entry.upper is None:  # the upper's own filesystem refuses by itself
+            metadata.check_changeable(self._layers.attributes(entry.lowers[0]))
 
     def may_rename(self, entry: Entry) -> None:
         self._up.renaming.check(entry)

@@ -106,6 +106,9 @@ class SourceTree:
     def counts_names(self, entry: Entry) -> bool:
         return False
 
+    def may_remove(self, entry: Entry) -> None:
+        pass
+
     def may_rename(self, entry: Entry) -> None:
         pass
 

@@ -188,6 +188,9 @@ class Tree(Protocol):
     def counts_names(self, entry: Any) -> bool:
         """Must the inode be up before one of its names goes, for the others to know how many they are?"""
 
+    def may_remove(self, entry: Any) -> None:
+        """EPERM for what its layer lets nobody remove, before anything is done for it."""
+
     def may_rename(self, entry: Any) -> None:
         """EXDEV for what cannot be renamed, before anything is done for it."""
 

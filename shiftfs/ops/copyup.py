@@ -15,6 +15,7 @@ from . import control
 from .context import Context, Later, Result
 
 _SIZE: Final = int(Fattr.SIZE)
+_OWNER_AND_MODE: Final = int(Fattr.UID | Fattr.GID | Fattr.MODE)
 
 
 class Need(NamedTuple):
@@ -53,13 +54,23 @@ def _later(
     return result
 
 
+def _removed_attribute(ctx: Context, header: Header, request: Any) -> Iterator[Need]:
+    inode = ctx.inodes.get(header.nodeid)
+    if not ctx.tree.is_up(inode.entry, True):
+        ctx.tree.getxattr(inode.entry, request.name)  # ENODATA is no reason to copy anything
+    yield Need(inode)
+
+
 def _itself(ctx: Context, header: Header, request: Any) -> Iterator[Need]:
     yield Need(ctx.inodes.get(header.nodeid))
 
 
 def _attributes(ctx: Context, header: Header, request: Any) -> Iterator[Need]:
+    inode = ctx.inodes.get(header.nodeid)
+    if request.valid & _OWNER_AND_MODE:
+        ctx.refuse_unmapped_owner(ctx.tree.attributes(inode.entry))
     size = request.size if request.valid & _SIZE else None
-    yield Need(ctx.inodes.get(header.nodeid), size, metadata_only=size is None)
+    yield Need(inode, size, metadata_only=size is None)
 
 
 def _flags(ctx: Context, header: Header, request: Any) -> Iterator[Need]:
@@ -74,9 +85,12 @@ def _removed(ctx: Context, header: Header, request: Any) -> Iterator[Need]:
 
 
 def _counted(ctx: Context, parent: Inode, name: bytes) -> Iterator[Need]:
-    """A name of an inode that has others goes: how many are left has to be written down with the inode."""
+    """A name of an inode goes. If it has others, how many are left has to be written down with the inode."""
     inode = ctx.known_at(parent, name)
-    if inode is not None and ctx.tree.counts_names(inode.entry):
+    if inode is None:
+        return
+    ctx.tree.may_remove(inode.entry)
+    if ctx.tree.counts_names(inode.entry):
         yield Need(inode)
 
 
@@ -105,7 +119,7 @@ def _linked(ctx: Context, header: Header, request: Any) -> Iterator[Need]:
 NEEDS: Final[dict[int, Needs]] = {
     Opcode.SETATTR: _attributes,
     Opcode.SETXATTR: _itself,
-    Opcode.REMOVEXATTR: _itself,
+    Opcode.REMOVEXATTR: _removed_attribute,
     Opcode.IOCTL: _flags,
     Opcode.MKNOD: _itself,
     Opcode.MKDIR: _itself,

@@ -57,11 +57,12 @@ def shared(ctx: Context, inode: Inode, fh: int, writable: bool) -> Descriptor:
 
 
 def opened(
-    ctx: Context, header: Header, inode: Inode, writable: bool, fh: int = 0
+    ctx: Context, header: Header, inode: Inode, writable: bool, fh: int = 0, size: int | None = None
 ) -> Generator[Work | Gate, Any, Descriptor]:
-    """The same, copying the file up and waiting for a lease on the layer to be broken if need be."""
+    """The same, copying the file up (with `size` bytes of its content, or all) and waiting for a lease on the layer to
+    be broken if need be."""
     if writable and not ctx.tree.is_up(inode.entry):
-        yield from ctx.tree.copy_up(inode.entry, None, False, ctx.stopped(header.unique))
+        yield from ctx.tree.copy_up(inode.entry, size, False, ctx.stopped(header.unique))
     try:
         return shared(ctx, inode, fh, writable)
     except BlockingIOError:

@@ -16,12 +16,13 @@ from typing import Any, Final
 from ..inodes import Inode
 from ..tree import Descriptor, Gate, Work
 from ..wire import notices, replies, requests
-from ..wire.abi import FOpen, PollFlag
+from ..wire.abi import FOpen, OpenInFlag, PollFlag
 from ..wire.requests import Header
 from . import files
 from .context import DONE, Context, Later, Payload, Result, not_supported, stale
 from .namespace import creation_mode
 
+_KILL_SUIDGID: Final = int(OpenInFlag.KILL_SUIDGID)
 _DIRECT: Final = int(FOpen.DIRECT_IO)
 _KEEP_CACHE: Final = int(FOpen.KEEP_CACHE)
 _CACHE_DIR: Final = int(FOpen.CACHE_DIR)
@@ -54,12 +55,26 @@ class OpenFile:
 def open(ctx: Context, header: Header, request: requests.Open) -> Result:
     if not ctx.serves_open:
         raise not_supported()
-    return _open_later(ctx, header, files.regular(ctx, header.nodeid), request.flags)
+    return _open_later(ctx, header, files.regular(ctx, header.nodeid), request)
 
 
-def _open_later(ctx: Context, header: Header, inode: Inode, flags: int) -> Later:
-    fh, answer = yield from _opened(ctx, header, inode, flags)
+def _open_later(ctx: Context, header: Header, inode: Inode, request: requests.Open) -> Later:
+    fh, answer = yield from _opened(ctx, header, inode, request.flags)
+    if request.flags & os.O_TRUNC and not ctx.tree.is_made_up(inode.entry):
+        yield from _truncate(ctx, header, inode, bool(request.open_flags & _KILL_SUIDGID))
     return replies.open(fh, answer)
+
+
+def _truncate(ctx: Context, header: Header, inode: Inode, kills_set_ids: bool) -> Generator[Work | Gate, Any, None]:
+    """The kernel has left O_TRUNC to us (FUSE_ATOMIC_O_TRUNC)."""
+    descriptor = yield from files.opened(ctx, header, inode, writable=True, size=0)
+    inode.at_work += 1
+    try:
+        yield partial(os.ftruncate, descriptor.fd, 0)
+    finally:
+        inode.at_work -= 1
+    if kills_set_ids:
+        files.kill_set_ids(ctx, inode)
 
 
 def _opened(ctx: Context, header: Header, inode: Inode, flags: int) -> Generator[Work | Gate, Any, tuple[int, int]]:
@@ -76,7 +91,8 @@ def _opened(ctx: Context, header: Header, inode: Inode, flags: int) -> Generator
         opener = None if _is_trusted(ctx, header) else (header.uid, header.gid)
         return _handle(ctx, OpenFile(own, None, writable, opener)), _DIRECT
     try:
-        kept = yield from files.opened(ctx, header, inode, writable)
+        size = 0 if flags & os.O_TRUNC else None
+        kept = yield from files.opened(ctx, header, inode, writable, size=size)
     except PermissionError:
         if not (writable and flags & os.O_APPEND):
             raise

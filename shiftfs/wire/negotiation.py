@@ -1,6 +1,6 @@
 """INIT: what the kernel offers, what is taken, and why.
 
-Owns the decision on every capability flag: each is in one of the three tables below, with its reason. Never
+Owns the decision on every capability flag: each is in one of the four tables below, with its reason. Never
 sends, and never changes its mind: INIT comes once. Runs on the loop's thread, before anything else.
 """
 
@@ -37,11 +37,15 @@ TAKEN_TO_REFUSE_OPEN: dict[InitFlag, str] = {
     InitFlag.NO_OPENDIR_SUPPORT: "ENOSYS to OPENDIR: likewise for directories, with their listings cached",
 }
 
+# Where OPEN is refused, O_TRUNC would be lost; without the flag a SETATTR comes.
+TAKEN_TO_SERVE_OPEN: dict[InitFlag, str] = {
+    InitFlag.ATOMIC_O_TRUNC: "OPEN says that nothing of the content will be needed: nothing of it is copied up",
+}
+
 LEFT: dict[InitFlag, str] = {
     InitFlag.POSIX_LOCKS: "locks on the mount stay with the kernel, and work without OPEN",
     InitFlag.FLOCK_LOCKS: "as POSIX_LOCKS; the unlock comes in RELEASE, which is not sent if OPEN is refused",
     InitFlag.FILE_OPS: "never implemented by the kernel",
-    InitFlag.ATOMIC_O_TRUNC: "O_TRUNC would be lost where OPEN is refused; without it a SETATTR comes",
     InitFlag.EXPORT_SUPPORT: "would send lookups of '.' and '..' by nodeids that were forgotten",
     InitFlag.SPLICE_WRITE: "replies are written, not spliced",
     InitFlag.SPLICE_MOVE: "as SPLICE_WRITE",
@@ -66,6 +70,7 @@ LEFT: dict[InitFlag, str] = {
 
 WANTED = InitFlag(sum(TAKEN))
 WANTED_TO_REFUSE_OPEN = InitFlag(sum(TAKEN_TO_REFUSE_OPEN))
+WANTED_TO_SERVE_OPEN = InitFlag(sum(TAKEN_TO_SERVE_OPEN))
 
 PAGES_WITHOUT_MAX_PAGES = 32  # FUSE_DEFAULT_MAX_PAGES_PER_REQ
 MOST_PAGES = 0xFFFF  # the field has 16 bits; the kernel has its own limit (256, fs.fuse.max_pages_limit)
@@ -103,7 +108,7 @@ def negotiate(offer: Offer, *, max_write: int, refuse_open: bool, page_size: int
             f"{abi.MAJOR}.{abi.OLDEST_MINOR} (Linux 5.4) or later is needed",
             errno=abi.EPROTO,
         )
-    flags = InitFlag(offer.flags) & (WANTED | WANTED_TO_REFUSE_OPEN if refuse_open else WANTED)
+    flags = InitFlag(offer.flags) & (WANTED | (WANTED_TO_REFUSE_OPEN if refuse_open else WANTED_TO_SERVE_OPEN))
     most_pages = MOST_PAGES if InitFlag.MAX_PAGES in flags else PAGES_WITHOUT_MAX_PAGES
     pages = min(max(-(-max_write // page_size), 1), most_pages)
     return Negotiated(

@@ -114,6 +114,9 @@ class MemoryTree:
     def counts_names(self, entry: Node) -> bool:
         return False
 
+    def may_remove(self, entry: Node) -> None:
+        pass
+
     def may_rename(self, entry: Node) -> None:
         pass
 

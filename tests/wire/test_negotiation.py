@@ -6,7 +6,7 @@ import pytest
 
 from shiftfs.wire import negotiation
 from shiftfs.wire.abi import InitFlag
-from shiftfs.wire.negotiation import LEFT, TAKEN, TAKEN_TO_REFUSE_OPEN, Offer, negotiate
+from shiftfs.wire.negotiation import LEFT, TAKEN, TAKEN_TO_REFUSE_OPEN, TAKEN_TO_SERVE_OPEN, Offer, negotiate
 from shiftfs.wire.requests import ProtocolError
 
 # What the kernels' fuse_new_init offers; the newest one offers everything that has a name.
@@ -24,6 +24,7 @@ EXPECTED_OF_5_4 = (
 )  # fmt: skip
 EXPECTED_OF_5_15 = EXPECTED_OF_5_4 | InitFlag.HANDLE_KILLPRIV_V2 | InitFlag.SETXATTR_EXT
 EXPECTED_OF_NEWEST = EXPECTED_OF_5_15 | InitFlag.INIT_EXT | InitFlag.HAS_EXPIRE_ONLY
+TO_SERVE = InitFlag.ATOMIC_O_TRUNC
 TO_REFUSE = InitFlag.NO_OPEN_SUPPORT | InitFlag.NO_OPENDIR_SUPPORT
 
 
@@ -33,7 +34,7 @@ TO_REFUSE = InitFlag.NO_OPEN_SUPPORT | InitFlag.NO_OPENDIR_SUPPORT
     ids=["7.31", "7.34", "7.45"],
 )
 def test_what_is_taken(offer: Offer, expected: InitFlag) -> None:
-    assert negotiate(offer, max_write=1 << 20, refuse_open=False).flags == expected
+    assert negotiate(offer, max_write=1 << 20, refuse_open=False).flags == expected | TO_SERVE
     assert negotiate(offer, max_write=1 << 20, refuse_open=True).flags == expected | TO_REFUSE
 
 
@@ -41,7 +42,7 @@ def test_what_is_taken(offer: Offer, expected: InitFlag) -> None:
 @REFUSING
 def test_what_is_never_taken(offer: Offer, refuse_open: bool) -> None:
     never = (
-        InitFlag.ATOMIC_O_TRUNC | InitFlag.WRITEBACK_CACHE | InitFlag.EXPLICIT_INVAL_DATA
+        InitFlag.WRITEBACK_CACHE | InitFlag.EXPLICIT_INVAL_DATA
         | InitFlag.EXPORT_SUPPORT | InitFlag.POSIX_LOCKS | InitFlag.FLOCK_LOCKS
     )  # fmt: skip
     assert not negotiate(offer, max_write=1 << 20, refuse_open=refuse_open).flags & never
@@ -56,13 +57,19 @@ def test_nothing_is_taken_that_was_not_offered() -> None:
 
 def test_flags_without_a_name_are_left() -> None:
     offer = NEWEST._replace(flags=(1 << 64) - 1)
-    assert negotiate(offer, max_write=1 << 20, refuse_open=False).flags == EXPECTED_OF_NEWEST
+    assert negotiate(offer, max_write=1 << 20, refuse_open=False).flags == EXPECTED_OF_NEWEST | TO_SERVE
+
+
+def test_o_trunc_comes_with_open_only_where_open_is_served() -> None:
+    """A refused OPEN would take it along, and nobody would truncate anything."""
+    refused = negotiate(NEWEST, max_write=1 << 20, refuse_open=True)
+    assert InitFlag.ATOMIC_O_TRUNC not in refused.flags
 
 
 def test_every_flag_is_decided_once_and_has_a_reason() -> None:
-    decided = [*TAKEN, *TAKEN_TO_REFUSE_OPEN, *LEFT]
+    decided = [*TAKEN, *TAKEN_TO_REFUSE_OPEN, *TAKEN_TO_SERVE_OPEN, *LEFT]
     assert sorted(decided) == sorted(InitFlag)
-    assert all({**TAKEN, **TAKEN_TO_REFUSE_OPEN, **LEFT}.values())
+    assert all({**TAKEN, **TAKEN_TO_REFUSE_OPEN, **TAKEN_TO_SERVE_OPEN, **LEFT}.values())
 
 
 def test_the_smaller_minor_version_counts() -> None:
