@@ -35,11 +35,11 @@ PATHS = st.lists(NAMES, min_size=1, max_size=3).map("/".join)
 # Else most operations would find nothing. A number is a path that exists, counted in the sorted tree; a number with a
 # name is that name in a directory that exists.
 NUMBERS = st.integers(0, 1000)
-THERE = st.one_of(NUMBERS, NUMBERS, NUMBERS, PATHS)
+THERE = st.one_of(*[NUMBERS] * 7, PATHS)
 NEW = st.one_of(st.tuples(NUMBERS, NAMES), st.tuples(NUMBERS, NAMES), PATHS)
 MAYBE = st.one_of(NUMBERS, NEW)
 Where = str | int | tuple[int, str]
-CALLERS = st.sampled_from([0, 0, USER])
+CALLERS = st.sampled_from([0, 0, 0, USER])
 MODES = st.sampled_from([0o777, 0o755, 0o644, 0o600, 0o000, 0o4755, 0o2755, 0o2775, 0o2644, 0o1777, 0o6777])
 UMASKS = st.sampled_from([0o000, 0o022, 0o077])
 IDS = st.sampled_from([-1, 0, USER, 65533])

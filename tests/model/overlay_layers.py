@@ -20,11 +20,11 @@ CONTENTS = [b"", b"lower", b"l" * 5000, b"\0" * 100_000 + b"end"]
 LOWER_MODES = [0o644, 0o755, 0o600, 0o777, 0o666, 0o2755, 0o4755, 0o444, 0o000]
 
 # What to make, where, and a number that everything else about it follows from.
-KINDS = ("file", "file", "directory", "directory", "opaque", "symlink", "fifo", "link", "link", "whiteout", "whiteout")
+KINDS = ("file", "file", "file", "file", "directory", "opaque", "symlink", "fifo", "link", "whiteout", "whiteout")
 Instruction = tuple[str, str, int]
 Layer = list[Instruction]
 INSTRUCTIONS = st.tuples(st.sampled_from(KINDS), PATHS, st.integers(0, 999))
-LAYERS = st.lists(st.lists(INSTRUCTIONS, min_size=3, max_size=16), min_size=1, max_size=3)
+LAYERS = st.lists(st.lists(INSTRUCTIONS, min_size=8, max_size=20), min_size=2, max_size=4)
 
 
 def build(layers: list[Layer], lowers: list[Path], plain: Path, hidden: Path) -> None:
@@ -136,8 +136,8 @@ def _merge(layer: Path, plain: Path, hidden: Path, copies: dict[int, Path]) -> N
             _copy(path, target, copies)
         if _is_directory(path):
             _merge(path, target, hidden, copies)
-            _copy_attributes(path, target)
-    _copy_attributes(layer, plain)
+            copy_attributes(path, target)
+    copy_attributes(layer, plain)
 
 
 def _copy(path: Path, target: Path, copies: dict[int, Path]) -> None:
@@ -155,10 +155,11 @@ def _copy(path: Path, target: Path, copies: dict[int, Path]) -> None:
     else:
         os.mknod(target, found.st_mode)
     copies[found.st_ino] = target
-    _copy_attributes(path, target)
+    copy_attributes(path, target)
 
 
-def _copy_attributes(path: Path, target: Path) -> None:
+def copy_attributes(path: Path, target: Path) -> None:
+    """All that stat and listxattr tell, but for what an overlay keeps there."""
     found = path.lstat()
     os.chown(target, found.st_uid, found.st_gid, follow_symlinks=False)
     if not stat.S_ISLNK(found.st_mode):

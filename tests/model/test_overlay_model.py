@@ -25,6 +25,7 @@ from model.operations import (
     IDS,
     MODES,
     NEW,
+    NUMBERS,
     SLOTS,
     THERE,
     TIMES,
@@ -35,10 +36,10 @@ from model.operations import (
     Where,
     as_caller,
 )
-from model.overlay_layers import LAYERS, Layer, build, translate
+from model.overlay_layers import LAYERS, Layer, build, copy_attributes, translate
 
 from harness import layered, open_directory
-from harness.calls import RENAME_WHITEOUT, all_dirents, drop_dentries, opened, refuses, renameat2
+from harness.calls import RENAME_EXCHANGE, RENAME_WHITEOUT, all_dirents, drop_dentries, opened, refuses, renameat2
 from harness.layered import Kind
 
 pytestmark = pytest.mark.root
@@ -56,6 +57,9 @@ DIFFERENCES = {
     "removing an ACL that is not there": "the kernel says so of lower files alone: not done",
     "hard links in a directory that becomes a lower layer": "their index stays behind: it becomes one without any",
 }
+
+
+CHANGES = ("rename", "rename", "exchange", "link", "append", "remove")
 
 
 class Stack(NamedTuple):
@@ -92,8 +96,8 @@ class Overlays(Operations):
                 translate(lower, copy)
         self._untouched = {lower: _everything(lower) for lower in (*lowers, *ours)}
         self._linked = self._has_links(plain)
-        self._stacks = [self._stack(ours), self._stack(lowers)]
         self._plain = plain
+        self._stacks = [self._stack(ours), self._stack(lowers)]
         self._mount()
 
     @precondition(lambda self: self._alike and self._since_mount > 10)
@@ -139,6 +143,23 @@ class Overlays(Operations):
                 with as_caller(0):
                     os.utime(self.at(side, old).parent, ns=(before.st_atime_ns, before.st_mtime_ns))
             raise
+
+    @rule(changes=st.lists(st.tuples(st.sampled_from(CHANGES), NUMBERS, NEW), min_size=1, max_size=8))
+    def change_names(self, changes: list[tuple[str, int, Where]]) -> None:
+        """Several in a row, without a look between them at what there is. Nothing is created: a new file could have
+        the number of one that has just gone."""
+        for kind, old, new in changes:
+            if kind == "rename":
+                self.rename(old, new, 0, 0)
+            elif kind == "exchange":
+                self.rename(old, new, RENAME_EXCHANGE, 0)
+            elif kind == "link":
+                self.link(old, new, 0)
+            elif kind == "append":
+                self.append(old, "a byte", 0)
+            else:
+                self.rmdir(old, 0)
+                self.unlink(old, 0)
 
     @rule(path=THERE, name=XATTRS, value=VALUES, flags=XATTR_FLAGS, follow=st.booleans(), uid=CALLERS)
     def setxattr(self, path: Where, name: str, value: str, flags: int, follow: bool, uid: int) -> None:
@@ -187,21 +208,22 @@ class Overlays(Operations):
     def hold_the_same(self) -> None:
         super().hold_the_same()
         for side in (OURS, KERNELS):
-            self._hold_listings(side)
+            assert self.described(self.roots[side]) == self.described(self._plain), f"the root of {SIDES[side]}"
+        self._hold_listings()
         assert {path.lstat().st_dev for path in (self.roots[OURS], *self.roots[OURS].rglob("*"))} == {self._device}
         self._hold_numbers()
         self._since_mount += 1
         self._alike = True
 
-    def _hold_listings(self, side: int) -> None:
+    def _hold_listings(self) -> None:
         """Listings name the numbers and types that the files have."""
         for directory in self.directories:
-            path = self.roots[side] / directory
+            path = self.roots[OURS] / directory
             with opened(path, os.O_RDONLY | os.O_DIRECTORY) as fd:
                 listed = {os.fsdecode(entry.name): (entry.number, entry.kind) for entry in all_dirents(fd)}
             found = {name: (path / name).lstat() for name in listed.keys() - {".."}}
             expected = {name: (each.st_ino, stat.S_IFMT(each.st_mode) >> 12) for name, each in found.items()}
-            assert {name: listed[name] for name in expected} == expected, f"{directory} of {self.sides[side]}"
+            assert {name: listed[name] for name in expected} == expected, directory
 
     def _hold_numbers(self) -> None:
         """Each file has the number that it had, and no two have the same."""
@@ -242,7 +264,9 @@ class Overlays(Operations):
         self._mounts.close()
 
     def _stack(self, lowers: tuple[Path, ...]) -> Stack:
-        return Stack(lowers, self._directory(), self._directory())
+        upper, work = self._directory(), self._directory()
+        copy_attributes(self._plain, upper)  # what the root has is the upper directory's
+        return Stack(lowers, upper, work)
 
     def _directory(self) -> Path:
         self._made += 1
@@ -264,12 +288,11 @@ def _everything(lower: Path) -> dict[Path, tuple[int, ...]]:
 @pytest.mark.parametrize("dialects", [False, True], ids=["layers that both read", "layers in all dialects"])
 def test_an_overlay_is_like_the_kernels_and_like_a_plain_directory(dialects: bool) -> None:
     factory = cast(type[Overlays], partial(Overlays, ("shiftfs", "kernel"), dialects))  # all it does is call it
-    run_state_machine_as_test(factory, settings=SETTINGS)
+    run_state_machine_as_test(factory, settings=settings(SETTINGS, max_examples=4 if dialects else 8))
 
 
 SETTINGS = settings(
-    max_examples=10,
-    stateful_step_count=80,
+    stateful_step_count=200,
     deadline=None,
     derandomize=True,
     database=None,
