@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Final
 
 from shiftfs.layer import reopen
+from shiftfs.sys import files
 from shiftfs.tree import Descriptor
 
 _FICLONE: Final = 0x40049409
@@ -35,8 +36,8 @@ class Copy:
         self.stopped = stopped
 
     def run(self, source: Descriptor, target: int, sync: bool) -> None:
-        """Copy the first `size` bytes of the file behind the O_PATH descriptor `source`, up to its end, and have them
-        on disk if `sync`. EINTR once `stopped`."""
+        """Copy the first `size` bytes of the file behind the O_PATH descriptor `source`, up to its end; if `sync`, have
+        them on disk before any name can be that leads to them. EINTR once `stopped`."""
         reading = _open(source.fd)
         try:
             end = min(self.size, os.fstat(reading).st_size)
@@ -45,7 +46,7 @@ class Copy:
         finally:
             os.close(reading)
         if sync:
-            os.fsync(target)
+            files.write_out(target)  # the name comes with the same journal, or a later one; fsync would cost it all
 
     def _cloned(self, reading: int, target: int, end: int) -> bool:
         if end < os.fstat(reading).st_size:

@@ -201,13 +201,17 @@ def _write_later(
     ctx: Context, header: Header, inode: Inode, own: Descriptor | None, request: requests.Write, flags: int
 ) -> Later:
     buffer = ctx.detach()  # the data stays where it was received, until it is written
-    inode.at_work += 1
     try:
         descriptor = own or (yield from _opened_to_write(ctx, header, inode, request.fh, flags))
-        count: int = yield partial(_write_fully, descriptor, request.data, request.offset, flags)
+        if own is None and _is_quick(ctx, inode, request, flags):  # the file had to come up first, no more
+            return _written(ctx, inode, request, _write_at_once(ctx, inode, request, descriptor, flags))
+        inode.at_work += 1
+        try:
+            count: int = yield partial(_write_fully, descriptor, request.data, request.offset, flags)
+        finally:
+            inode.at_work -= 1
         return _written(ctx, inode, request, count)
     finally:
-        inode.at_work -= 1
         request.data.release()
         ctx.recycle(buffer)
 

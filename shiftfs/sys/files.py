@@ -32,8 +32,13 @@ _utimensat = libc.function("utimensat", [libc.INT, libc.PATH, libc.POINTER, libc
 _fchownat = libc.function("fchownat", [libc.INT, libc.PATH, libc.UINT, libc.UINT, libc.INT])
 _fallocate = libc.function("fallocate", [libc.INT, libc.INT, libc.OFFSET, libc.OFFSET])
 _syncfs = libc.function("syncfs", [libc.INT])
+_sync_file_range = libc.function("sync_file_range", [libc.INT, libc.OFFSET, libc.OFFSET, libc.UINT])
 _fstatfs = libc.function("fstatfs", [libc.INT, libc.POINTER])
 _getdents64 = libc.function("getdents64", [libc.INT, libc.POINTER, libc.SIZE], ctypes.c_ssize_t)
+
+_WAIT_BEFORE: Final = 1
+_WRITE: Final = 2
+_WAIT_AFTER: Final = 4
 
 _TIMES = struct.Struct("=qqqq")
 _ENOENT: Final = 2
@@ -99,6 +104,13 @@ def change_owner(fd: int, uid: int, gid: int) -> None:
 def fallocate(fd: int, mode: int, offset: int, length: int) -> None:
     """fallocate(2), with every mode that the filesystem has."""
     if _fallocate(fd, mode, offset, length):
+        raise libc.failure()
+
+
+def write_out(fd: int) -> None:
+    """Have all that was written to a file on its way to the disk, and wait until it is there (sync_file_range(2)): what
+    a journal says of the file afterwards comes behind that. Not the metadata, and no flush of the disk's own cache."""
+    if _sync_file_range(fd, 0, 0, _WAIT_BEFORE | _WRITE | _WAIT_AFTER):
         raise libc.failure()
 
 
