@@ -18,6 +18,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final
 
+from .machine import machine
+
 _FILES_PER_DIRECTORY: Final = 100
 _WAIT: Final = 20.0
 
@@ -129,13 +131,13 @@ def measure(work: Path, files: int, rounds: int) -> dict[str, dict[str, list[flo
 
 def report(times: dict[str, dict[str, list[float]]]) -> None:
     """Medians in microseconds, and shiftfs's ratio to each."""
-    print(f"load {os.getloadavg()[0]:.1f}, kernel {os.uname().release}, {os.cpu_count()} cores")
-    print(f"{'job':<12}{'subject':<18}{'median us':>10}{'best us':>10}{'shiftfs / it':>14}")
+    print(machine(*(subject for subject in next(iter(times.values())) if shutil.which(subject))))
+    print(f"{'job':<18}{'subject':<18}{'median us':>12}{'best us':>12}{'shiftfs / it':>14}")
     for job, subjects in times.items():
         ours = statistics.median(subjects["shiftfs"])
         for subject, taken in subjects.items():
             median = statistics.median(taken)
-            print(f"{job:<12}{subject:<18}{median * 1e6:>10.1f}{min(taken) * 1e6:>10.1f}{ours / median:>14.2f}")
+            print(f"{job:<18}{subject:<18}{median * 1e6:>12.1f}{min(taken) * 1e6:>12.1f}{ours / median:>14.2f}")
 
 
 if __name__ == "__main__":

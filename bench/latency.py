@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Final
 
 from .cold import drop_caches, make_tree
+from .machine import machine
 
 _WAIT: Final = 20.0
 _FILES: Final = 20_000
@@ -147,7 +148,7 @@ def measure(work: Path, size: int, rounds: int) -> dict[str, list[list[float]]]:
 
 def report(phases: dict[str, list[list[float]]]) -> None:
     """Medians over the rounds."""
-    print(f"load {os.getloadavg()[0]:.1f}, kernel {os.uname().release}, {os.cpu_count()} cores")
+    print(machine("bindfs"))
     print(f"{'phase':<14}{'samples':>9}{'median us':>11}{'p99 us':>9}{'max us':>10}{'p99 / idle':>12}")
     idle = statistics.median(percentile(times, 99) for times in phases["idle"])
     for name, rounds in phases.items():
