@@ -151,12 +151,14 @@ class Overlay:
         finish(self.tree.copy_up(entry, size, metadata_only, stopped))
 
     def write(self, path: bytes, data: bytes) -> None:
-        os.pwrite(self.tree.data(self.up(path), True).fd, data, 0)
+        held = self.tree.data(self.up(path), True)
+        os.pwrite(held.fd, data, 0)
 
     def create(self, path: bytes, data: bytes = b"") -> Entry:
         above, name = self.parent(path)
         self.up_entry(above)
-        os.pwrite(self.tree.create(above, name, 0o644).fd, data, 0)
+        made = self.tree.create(above, name, 0o644)
+        os.pwrite(made.fd, data, 0)
         return self.child(above, name)
 
     def mkdir(self, path: bytes) -> Entry:

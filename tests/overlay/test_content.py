@@ -1,6 +1,7 @@
 """Copying content: what is allocated and nothing else, whole or until nobody waits any more."""
 
 import errno
+import fcntl
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,6 +15,7 @@ from overlay.content import Copy
 from shiftfs.tree import Descriptor
 
 MIB = 1024 * 1024
+STEP = 64 * 1024
 
 
 @pytest.fixture
@@ -21,7 +23,13 @@ def no_reflink(monkeypatch: pytest.MonkeyPatch) -> None:
     def ioctl(*args: object) -> None:
         raise OSError(errno.EOPNOTSUPP, "")
 
-    monkeypatch.setattr(content.fcntl, "ioctl", ioctl)
+    monkeypatch.setattr(fcntl, "ioctl", ioctl)
+
+
+@pytest.fixture
+def short_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that a small file takes several."""
+    monkeypatch.setattr(content, "_STEP", STEP)
 
 
 def copy(source: Path, target: Path, size: int | None = None, stopped: Callable[[], bool] = never) -> Copy:
@@ -113,11 +121,11 @@ def test_no_more_is_copied_than_there_is(tmp_path: Path) -> None:
 # --- stopped ---
 
 
-def test_a_copy_that_nobody_waits_for_ends(tmp_path: Path, no_reflink: None) -> None:
-    source = sparse(tmp_path / "source", 64 * MIB, (0, bytes(64 * MIB)))
+def test_a_copy_that_nobody_waits_for_ends(tmp_path: Path, no_reflink: None, short_steps: None) -> None:
+    source = sparse(tmp_path / "source", MIB, (0, bytes(MIB)))
     looks = iter([False, False])
     assert errno_of(lambda: copy(source, tmp_path / "target", None, lambda: next(looks, True))) == errno.EINTR
-    assert (tmp_path / "target").stat().st_size == 2 * content._STEP
+    assert (tmp_path / "target").stat().st_size == 2 * STEP
 
 
 def test_one_that_is_over_is_not_stopped(tmp_path: Path, no_reflink: None) -> None:
@@ -162,18 +170,18 @@ def test_other_errors_are_told(
     assert errno_of(lambda: copy(source, tmp_path / "target")) == number
 
 
-@pytest.mark.parametrize("left", [0, MIB, 20 * MIB])
+@pytest.mark.parametrize("left", [0, 5000, STEP, STEP + 1])
 def test_a_file_that_shrinks_meanwhile_is_copied_as_far_as_it_is_there(
-    tmp_path: Path, no_reflink: None, left: int
+    tmp_path: Path, no_reflink: None, short_steps: None, left: int
 ) -> None:
-    source = sparse(tmp_path / "source", 40 * MIB, (0, b"x" * 40 * MIB))
+    source = sparse(tmp_path / "source", 3 * STEP, (0, b"x" * 3 * STEP))
 
     def shrinks() -> bool:
         os.truncate(source, left)
         return False
 
     copy(source, tmp_path / "target", None, shrinks)
-    assert (tmp_path / "target").read_bytes() == b"x" * left + bytes(40 * MIB - left)
+    assert (tmp_path / "target").read_bytes() == b"x" * left + bytes(3 * STEP - left)
 
 
 def test_reading_leaves_no_access_time_behind(tmp_path: Path) -> None:

@@ -1,0 +1,356 @@
+"""Copy-up, step by step: what comes first, who waits for whom, and what is left when it fails."""
+
+import errno
+import os
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from harness import Layers, errno_of, run
+from harness.overlaid import Fill, Overlay, finish, never, overlaid
+from overlay.entry import Entry
+from shiftfs.tree import Gate, Steps, Work
+
+pytestmark = pytest.mark.root
+BIG = b"content" * 40_000
+PAST = (10**18 + 1, 10**18 + 2)
+
+
+@pytest.fixture
+def layers(fill: Fill) -> Layers:
+    made = fill({"d": {"e": {"f": b"content", "big": BIG, "l": Path("target"), "p": os.mkfifo}}})
+    for path in [made.lower, *made.lower.rglob("*")]:
+        os.utime(path, ns=PAST, follow_symlinks=False)
+    return made
+
+
+@pytest.fixture
+def overlay(layers: Layers) -> Iterator[Overlay]:
+    with overlaid(layers) as made:
+        yield made
+
+
+def begun(overlay: Overlay, entry: Entry) -> tuple[Steps, Work | Gate]:
+    """A copy-up that has come to its first wait."""
+    steps = overlay.tree.copy_up(entry, None, False, never)
+    return steps, next(steps)
+
+
+def left_in_work(layers: Layers) -> list[str]:
+    return os.listdir(layers.work / "work")
+
+
+def times(path: Path) -> tuple[int, int]:
+    return path.lstat().st_atime_ns, path.lstat().st_mtime_ns
+
+
+# --- what comes up ---
+
+
+@pytest.mark.parametrize("name", [b"f", b"big", b"l", b"p", b""], ids=["small", "big", "link", "fifo", "directory"])
+def test_what_comes_up_is_as_it_was_with_its_parents(overlay: Overlay, layers: Layers, name: bytes) -> None:
+    path = (b"d/e/" + name).rstrip(b"/")
+    before = overlay.attributes(path)
+    entry = overlay.up(path)
+    assert overlay.tree.is_up(entry)
+    after = overlay.attributes(path)
+    unchanged = ("ino", "size", "atime", "atimensec", "mtime", "mtimensec", "mode", "uid", "gid", "rdev", "device")
+    assert [getattr(after, field) for field in unchanged] == [getattr(before, field) for field in unchanged]
+    assert stat.S_IFMT((layers.upper / os.fsdecode(path)).lstat().st_mode) == stat.S_IFMT(before.mode)
+    assert left_in_work(layers) == []
+
+
+def test_content_and_target_are_the_same(overlay: Overlay, layers: Layers) -> None:
+    for name in (b"f", b"big", b"l"):
+        overlay.up(b"d/e/" + name)
+    assert overlay.read(b"d/e/f") == (layers.upper / "d/e/f").read_bytes() == b"content"
+    assert overlay.read(b"d/e/big") == (layers.upper / "d/e/big").read_bytes() == BIG
+    assert (layers.upper / "d/e/l").readlink() == Path("target")
+
+
+def test_parents_keep_their_times(overlay: Overlay, layers: Layers) -> None:
+    os.utime(layers.upper, ns=PAST)
+    overlay.up(b"d/e/f")
+    for path in (layers.upper, layers.upper / "d", layers.upper / "d/e", layers.upper / "d/e/f"):
+        assert times(path) == PAST, path
+
+
+def test_the_lower_layer_is_not_touched(overlay: Overlay, layers: Layers) -> None:
+    before = [(path, path.lstat()) for path in sorted(layers.lower.rglob("*"))]
+    for name in (b"f", b"big", b"l", b"p"):
+        overlay.up(b"d/e/" + name)
+    overlay.write(b"d/e/f", b"C")
+    for path, was in before:
+        now = path.lstat()
+        assert (now.st_mode, now.st_mtime_ns, now.st_ctime_ns, now.st_ino) == (
+            was.st_mode, was.st_mtime_ns, was.st_ctime_ns, was.st_ino
+        )  # fmt: skip
+
+
+def test_what_is_up_already_takes_no_step(overlay: Overlay) -> None:
+    entry = overlay.up(b"d/e/big")
+    before = entry.upper
+    assert list(overlay.tree.copy_up(entry, None, False, never)) == []
+    assert entry.upper is before
+
+
+@pytest.mark.parametrize("size", [0, 1, len(BIG), len(BIG) + 1])
+def test_no_more_content_comes_up_than_will_be_left(overlay: Overlay, layers: Layers, size: int) -> None:
+    entry = overlay.at(b"d/e/big")
+    steps = list(overlay.tree.copy_up(entry, size, False, never)) if size == 0 else None
+    if steps is None:
+        overlay.up_entry(entry, size)
+    else:
+        assert steps == [], "a truncation to nothing waits for no worker"
+    assert (layers.upper / "d/e/big").read_bytes() == BIG[:size]
+
+
+# --- who waits ---
+
+
+def test_content_is_copied_by_a_worker_and_nothing_is_seen_before(overlay: Overlay, layers: Layers) -> None:
+    entry = overlay.at(b"d/e/big")
+    steps, call = begun(overlay, entry)
+    assert not isinstance(call, Gate)
+    assert sorted(os.listdir(layers.upper / "d/e")) == []
+    assert (entry.upper, overlay.read(b"d/e/big")) == (None, BIG)
+    finish(steps, call)
+    assert os.listdir(layers.upper / "d/e") == ["big"]
+
+
+def test_two_at_once_copy_it_once(overlay: Overlay, layers: Layers) -> None:
+    entry = overlay.at(b"d/e/big")
+    first, call = begun(overlay, entry)
+    second, gate = begun(overlay, entry)
+    assert isinstance(gate, Gate)
+    resumed: list[bool] = []
+    gate.wait(lambda: resumed.append(True))
+    assert resumed == []
+    finish(first, call)
+    assert resumed == [True]
+    assert list(second) == [], "it finds the file up"
+    assert (layers.upper / "d/e/big").read_bytes() == BIG
+
+
+def test_whoever_waits_copies_it_himself_when_the_first_has_failed(overlay: Overlay, layers: Layers) -> None:
+    entry = overlay.at(b"d/e/big")
+    first, _ = begun(overlay, entry)
+    second, gate = begun(overlay, entry)
+    assert isinstance(gate, Gate)
+    resumed: list[bool] = []
+    gate.wait(lambda: resumed.append(True))
+    assert errno_of(lambda: first.throw(OSError(errno.ENOSPC, ""))) == errno.ENOSPC
+    assert resumed == [True]
+    finish(second)
+    assert (layers.upper / "d/e/big").read_bytes() == BIG
+    assert left_in_work(layers) == []
+
+
+def test_another_inode_has_its_own_copy(overlay: Overlay, layers: Layers) -> None:
+    first, call = begun(overlay, overlay.at(b"d/e/big"))
+    overlay.write(b"d/e/f", b"C")
+    overlay.mkdir(b"d/e/new")
+    assert overlay.names(b"d/e") == [b"big", b"f", b"l", b"new", b"p"]
+    finish(first, call)
+    assert overlay.read(b"d/e/big") == BIG
+
+
+def test_a_mount_that_syncs_nothing_copies_little_at_once(layers: Layers) -> None:
+    with overlaid(layers, volatile=True) as overlay:
+        assert list(overlay.tree.copy_up(overlay.at(b"d/e/f"), None, False, never)) == []
+        assert overlay.read(b"d/e/f") == b"content"
+        assert not isinstance(begun(overlay, overlay.at(b"d/e/big"))[1], Gate)
+
+
+# --- what changes meanwhile ---
+
+
+def test_a_file_removed_while_it_is_copied_is_copied_for_who_has_it_open(overlay: Overlay, layers: Layers) -> None:
+    entry = overlay.at(b"d/e/big")
+    steps, call = begun(overlay, entry)
+    overlay.unlink(b"d/e/big")
+    finish(steps, call)
+    assert not overlay.exists(b"d/e/big")
+    assert overlay.tree.is_up(entry)
+    assert os.pread(overlay.tree.data(entry, True).fd, len(BIG), 0) == BIG
+    assert overlay.tree.attributes(entry).nlink == 0
+    assert stat.S_ISCHR((layers.upper / "d/e/big").lstat().st_mode), "only the whiteout is there"
+
+
+def test_a_removed_file_can_still_be_written(overlay: Overlay, layers: Layers) -> None:
+    entry = overlay.at(b"d/e/f")
+    assert overlay.unlink(b"d/e/f")
+    overlay.up_entry(entry)
+    os.pwrite(overlay.tree.data(entry, True).fd, b"C", 0)
+    assert os.pread(overlay.tree.data(entry, False).fd, 99, 0) == b"Content"
+    assert overlay.names(b"d/e") == [b"big", b"l", b"p"]
+    assert overlay.tree.descriptors()["unlinked"] == 1
+    overlay.tree.release(entry)
+    assert overlay.tree.descriptors()["unlinked"] == 0
+
+
+def test_a_removed_directory_is_not_copied(overlay: Overlay, layers: Layers) -> None:
+    (layers.lower / "empty").mkdir()
+    entry = overlay.at(b"empty")
+    overlay.rmdir(b"empty")
+    assert errno_of(lambda: overlay.up_entry(entry)) == errno.ENOENT
+
+
+def test_what_has_appeared_in_its_place_behind_the_mount_stays(overlay: Overlay, layers: Layers) -> None:
+    steps, call = begun(overlay, overlay.at(b"d/e/big"))
+    (layers.upper / "d/e/big").write_bytes(b"other")
+    assert errno_of(lambda: finish(steps, call)) == errno.ESTALE
+    assert (layers.upper / "d/e/big").read_bytes() == b"other"
+
+
+# --- what fails ---
+
+
+def test_whoever_is_not_waited_for_leaves_nothing_behind(overlay: Overlay, layers: Layers) -> None:
+    entry = overlay.at(b"d/e/big")
+    assert errno_of(lambda: overlay.up_entry(entry, stopped=lambda: True)) == errno.EINTR
+    assert (entry.upper, entry.gate) == (None, None)
+    assert os.listdir(layers.upper / "d/e") == left_in_work(layers) == []
+    overlay.up_entry(entry)
+    assert (layers.upper / "d/e/big").read_bytes() == BIG
+
+
+def test_a_copy_that_nobody_goes_on_with_leaves_nothing_behind(overlay: Overlay, layers: Layers) -> None:
+    entry = overlay.at(b"d/e/big")
+    steps, _ = begun(overlay, entry)
+    steps.close()
+    assert (entry.upper, entry.gate, overlay.tree.progress()) == (None, None, [])
+    assert os.listdir(layers.upper / "d/e") == left_in_work(layers) == []
+
+
+@pytest.mark.parametrize("call", ["chmod", "setxattr", "link"])
+@pytest.mark.parametrize("name", [b"f", b"l", b"p", b""], ids=["file", "link", "fifo", "directory"])
+def test_an_error_at_any_step_leaves_nothing_behind(
+    overlay: Overlay, layers: Layers, monkeypatch: pytest.MonkeyPatch, call: str, name: bytes
+) -> None:
+    if (call == "chmod" and name == b"l") or (call == "link" and name != b"f"):
+        return  # a call that is not made for it
+    overlay.up(b"d")
+    overlay.up(b"d/e") if name else None
+    entry = overlay.at((b"d/e/" + name).rstrip(b"/"))
+
+    def fails(*args: object, **options: object) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, call, fails)
+        assert errno_of(lambda: overlay.up_entry(entry)) == errno.EIO
+    assert (entry.upper, entry.gate) == (None, None)
+    assert left_in_work(layers) == []
+    assert os.listdir(layers.upper / "d" / ("e" if name else "")) == []
+    overlay.up_entry(entry)
+    assert overlay.tree.is_up(entry)
+
+
+@pytest.mark.parametrize("flag", ["+i", "+a"])
+@pytest.mark.parametrize("path", ["d/e/f", "d"])
+def test_what_may_not_be_changed_below_is_not_copied(
+    overlay: Overlay, layers: Layers, flag: str, path: str
+) -> None:
+    run(["chattr", flag, layers.lower / path])
+    try:
+        assert errno_of(lambda: overlay.up(b"d/e/f")) == errno.EPERM
+    finally:
+        run(["chattr", "-ia", layers.lower / path])
+    assert not (layers.upper / "d/e/f").exists()
+
+
+# --- hard links ---
+
+
+@pytest.fixture
+def linked(layers: Layers) -> Layers:
+    os.link(layers.lower / "d/e/f", layers.lower / "other")
+    return layers
+
+
+def test_with_an_index_all_names_of_a_file_come_up_together(linked: Layers) -> None:
+    with overlaid(linked) as overlay:
+        overlay.at(b"other")
+        overlay.write(b"d/e/f", b"C")
+        assert overlay.at(b"other") is overlay.at(b"d/e/f")
+        assert (overlay.read(b"other"), overlay.attributes(b"other").nlink) == (b"Content", 2)
+    with overlaid(linked) as overlay:
+        assert overlay.at(b"other") is overlay.at(b"d/e/f")
+        assert (overlay.read(b"other"), overlay.attributes(b"other").nlink) == (b"Content", 2)
+
+
+def test_without_one_they_part_at_the_next_mount(linked: Layers) -> None:
+    with overlaid(linked, index=False) as overlay:
+        overlay.at(b"other")
+        overlay.write(b"d/e/f", b"C")
+        assert overlay.at(b"other") is overlay.at(b"d/e/f")
+        assert overlay.read(b"other") == b"Content"
+    with overlaid(linked, index=False) as overlay:
+        assert overlay.at(b"other") is not overlay.at(b"d/e/f")
+        assert (overlay.read(b"other"), overlay.read(b"d/e/f")) == (b"content", b"Content")
+
+
+# --- metadata alone ---
+
+
+@pytest.fixture
+def sparing(layers: Layers) -> Iterator[Overlay]:
+    with overlaid(layers, metacopy=True) as made:
+        yield made
+
+
+def is_metadata(path: Path) -> bool:
+    return "trusted.overlay.metacopy" in os.listxattr(path)
+
+
+def test_metadata_comes_up_without_content(sparing: Overlay, layers: Layers) -> None:
+    before = sparing.attributes(b"d/e/big")
+    entry = sparing.up(b"d/e/big", None, True)
+    upper = layers.upper / "d/e/big"
+    assert is_metadata(upper) and upper.stat().st_blocks * 512 <= 4096, "no more than attributes"
+    assert (sparing.tree.is_up(entry, True), sparing.tree.is_up(entry)) == (True, False)
+    assert sparing.attributes(b"d/e/big")[:6] == before[:6]
+    assert sparing.read(b"d/e/big") == BIG
+
+
+def test_content_follows_at_the_first_write(sparing: Overlay, layers: Layers) -> None:
+    entry = sparing.up(b"d/e/big", None, True)
+    os.utime(layers.upper / "d/e/big", ns=PAST)
+    steps, call = begun(sparing, entry)
+    assert sparing.read(b"d/e/big") == BIG, "while it is copied, too"
+    finish(steps, call)
+    upper = layers.upper / "d/e/big"
+    assert not is_metadata(upper)
+    assert (times(upper), upper.read_bytes()) == (PAST, BIG)
+    assert entry.lowers == ()
+    sparing.write(b"d/e/big", b"C")
+    assert sparing.read(b"d/e/big") == b"C" + BIG[1:]
+
+
+def test_content_that_does_not_come_leaves_the_metadata(sparing: Overlay, layers: Layers) -> None:
+    entry = sparing.up(b"d/e/big", None, True)
+    assert errno_of(lambda: sparing.up_entry(entry, stopped=lambda: True)) == errno.EINTR
+    assert is_metadata(layers.upper / "d/e/big")
+    assert (sparing.read(b"d/e/big"), entry.gate) == (BIG, None)
+    sparing.up_entry(entry)
+    assert (layers.upper / "d/e/big").read_bytes() == BIG
+
+
+def test_an_empty_file_has_no_content_to_wait_for(sparing: Overlay, layers: Layers) -> None:
+    (layers.lower / "empty").touch()
+    entry = sparing.up(b"empty", None, True)
+    assert sparing.tree.is_up(entry)
+    assert not is_metadata(layers.upper / "empty")
+
+
+def test_renamed_metadata_finds_its_content_over_a_remount(layers: Layers) -> None:
+    with overlaid(layers, metacopy=True) as overlay:
+        overlay.mkdir(b"new")
+        overlay.rename(b"d/e/big", b"new/name")
+        assert is_metadata(layers.upper / "new/name")
+    for metacopy in (True, False):
+        with overlaid(layers, metacopy=metacopy) as overlay:
+            assert overlay.read(b"new/name") == BIG
