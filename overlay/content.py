@@ -64,11 +64,11 @@ class Copy:
         while position < end:
             try:
                 start = os.lseek(reading, position, os.SEEK_DATA)
+                stop = min(os.lseek(reading, start, os.SEEK_HOLE), end)
             except OSError as error:
-                if error.errno != errno.ENXIO:  # a hole up to the end
+                if error.errno != errno.ENXIO:  # a hole up to the end, or an end that has come nearer
                     raise
                 break
-            stop = min(os.lseek(reading, start, os.SEEK_HOLE), end)
             position = start
             while position < stop:
                 if self.stopped():

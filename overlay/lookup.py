@@ -91,7 +91,7 @@ class Lookup:
             if whiteout.is_device(attributes) or self._hidden(unchecked):
                 break
             unchecked = [place]
-            private = self._private(parent, wanted, attributes)
+            private = self._private(parent, wanted, attributes, bool(hits))
             if xattrs.WHITEOUT in private and parent.is_marked and whiteout.may_be_by_xattr(attributes):
                 break
             if hits and not self._continues(hits[-1], key, private):
@@ -109,10 +109,11 @@ class Lookup:
                 remaining = self._redirected(parent, redirect, remaining)
         return self._found(directory, name, hits) if hits else None
 
-    def _private(self, parent: Real, name: bytes, attributes: Attributes) -> Private:
-        """The overlay's own attributes of what has been found, as far as there can be any that matter."""
+    def _private(self, parent: Real, name: bytes, attributes: Attributes, is_below: bool = False) -> Private:
+        """The overlay's own attributes of what has been found, as far as there can be any that matter. `is_below`: it
+        is to go with something above."""
         kind = attributes.mode >> 12
-        if kind == _DIRECTORY or parent.layer < self._first_lower or parent.is_marked:
+        if is_below or kind == _DIRECTORY or parent.layer < self._first_lower or parent.is_marked:
             return xattrs.private(parent.fd, name)
         if kind == _REGULAR and parent.layer < len(self._layers.layers) - 1:
             return xattrs.private(parent.fd, name)  # content in a layer below, perhaps
@@ -146,8 +147,8 @@ class Lookup:
         for root in self._layers.roots[layer:]:
             above: Real | None = root
             last = False
-            below = path
-            for depth, name in enumerate(path[:-1]):
+            below: list[bytes] = []
+            for name in path[:-1]:
                 assert above is not None
                 seen = self._layers.find(above, name)
                 if seen is None or not is_directory(seen[0]):
@@ -156,21 +157,19 @@ class Lookup:
                     break
                 private = self._private(above, name, seen[1])
                 last = last or whiteout.is_opaque(above.fd, name, private)
-                redirect = whiteout.redirect_of(private)
-                if redirect is not None:
-                    head = redirect[1:] if not redirect[0] else [*path[:depth], redirect[0]]
-                    below = [*head, *path[depth + 1 :]]
+                redirect = whiteout.redirect_of(private) or [name]
+                below = redirect[1:] if not redirect[0] else [*below, redirect[0]]
                 above = above.child(name, seen[0])
                 above.is_marked = private.get(xattrs.OPAQUE) == whiteout.MARKED
             if above is not None:
                 yield above, path[-1]
+                path = [*below, path[-1]]
             if last:
                 return
-            path = below
 
     def _found(self, directory: Entry, name: bytes, hits: list[tuple[Real, Attributes, Private]]) -> Found | None:
         top, attributes, private = hits[0]
-        if not is_directory(top.key) and len(hits) == 1 and xattrs.METACOPY in private and self._lacks_data(top):
+        if xattrs.METACOPY in hits[-1][2] and hits[-1][0].key[3] == _REGULAR:
             raise OSError(errno.EIO, os.strerror(errno.EIO))  # as the kernel: metadata whose content is nowhere
         reals = tuple(real for real, _, _ in hits)
         if top.layer >= self._first_lower:
@@ -185,9 +184,6 @@ class Lookup:
         return Found(
             self._own_if_taken(key, top, directory, name, links is not None), attributes, top, reals[1:], links
         )
-
-    def _lacks_data(self, top: Real) -> bool:
-        return top.key[3] == _REGULAR and top.layer < len(self._layers.layers) - 1
 
     def _by_index(self, lower: Real, attributes: Attributes, reals: tuple[Real, ...]) -> Found:
         """One of several names of a lower file: another of them may have been copied up."""

@@ -81,6 +81,10 @@ class OverlayTree:
         if found is None:
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
         key, attributes, upper, lowers, links = found
+        if upper is None and attributes.nlink > 1 and attributes.mode >> 12 != 4:
+            known = self._lookup.known(key)
+            if known is not None and known.upper is not None:  # a name without an index to say that it is up
+                return key, self.attributes(known), found
         is_own = attributes.ino == key[1] and attributes.device == key[0]
         if not is_own or links is not None or attributes.mode >> 12 == 4 or lowers:
             offset = links.offset if links is not None else 0
