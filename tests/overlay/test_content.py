@@ -184,6 +184,22 @@ def test_a_file_that_shrinks_meanwhile_is_copied_as_far_as_it_is_there(
     assert (tmp_path / "target").read_bytes() == b"x" * left + bytes(3 * STEP - left)
 
 
+def test_a_file_that_is_emptied_while_its_holes_are_looked_for_is_copied_as_empty(
+    tmp_path: Path, no_reflink: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = sparse(tmp_path / "source", 5000, (0, b"x" * 5000))
+    seek = os.lseek
+
+    def lseek(fd: int, position: int, whence: int) -> int:
+        if whence == os.SEEK_HOLE:
+            os.truncate(source, 0)
+        return seek(fd, position, whence)
+
+    monkeypatch.setattr(os, "lseek", lseek)
+    copy(source, tmp_path / "target")
+    assert (tmp_path / "target").read_bytes() == bytes(5000)
+
+
 def test_reading_leaves_no_access_time_behind(tmp_path: Path) -> None:
     source = sparse(tmp_path / "source", 3, (0, b"abc"))
     os.utime(source, ns=(1, 10**18))

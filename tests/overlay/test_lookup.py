@@ -171,6 +171,11 @@ CHAINS: dict[str, list[Tree]] = {
         {"p": marked("redirect", b"q", {"b": redirected(b"a")})},
         {"q": {"a": {"f": b""}}, "p": {"a": {"no": b""}}},
     ],
+    "through two renamed parents": [
+        {"c": redirected(b"/p/q/a")},
+        {"p": marked("redirect", b"x", {"q": marked("redirect", b"y", {"a": {"m": b""}})})},
+        {"x": {"y": {"a": {"f": b""}}}, "p": {"y": {"a": {"no": b""}}}},
+    ],
     "past a layer that lacks it": [{"c": redirected(b"/d/a")}, {"d": {}}, {"d": {"a": {"f": b""}}}],
     "past a layer that lacks the parent": [{"c": redirected(b"/d/a")}, {}, {"d": {"a": {"f": b""}}}],
     "whiteout in the way": [{"c": redirected(b"/d/a")}, {"d": None}, {"d": {"a": {"no": b""}}}],
@@ -254,10 +259,20 @@ def test_metadata_follows_a_redirect(fill: Fill, to: bytes) -> None:
         assert overlay.read(b"f") == by_kernel(layers, "metacopy=on", "redirect_dir=follow")["f"] == b"data"
 
 
-@pytest.mark.parametrize("below", [{}, {"f": {}}, {"f": None}, {"f": Path("x")}], ids=str)
-def test_metadata_whose_content_is_nowhere_is_an_error(fill: Fill, below: Tree) -> None:
-    with overlaid(fill(below, upper={"f": METADATA})) as overlay:
+NO_CONTENT: dict[str, list[Tree]] = {
+    "nothing": [{}], "directory": [{"f": {}}], "whiteout": [{"f": None}], "symlink": [{"f": Path("x")}],
+    "more of it, then nothing": [{"f": METADATA}, {}], "more of it at the bottom": [{}, {"f": METADATA}],
+    "more of it, then a symlink": [{"f": METADATA}, {"f": Path("x")}],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("below", NO_CONTENT)
+def test_metadata_whose_content_is_nowhere_is_an_error(fill: Fill, below: str) -> None:
+    layers = fill(*NO_CONTENT[below], upper={"f": METADATA})
+    with overlaid(layers) as overlay:
         assert errno_of(lambda: overlay.at(b"f")) == errno.EIO
+    if len(layers.lowers) > 1:
+        assert errno_of(lambda: by_kernel(layers, "metacopy=on")) == errno.EIO
 
 
 # --- which inode it is ---
