@@ -107,7 +107,7 @@ class Operations(RuleBasedStateMachine):
         """The same, of which the results are equal as well."""
         results = self.each(call, uid, umask)
         for side, result in zip(self.sides, results, strict=False):
-            assert result == results[-1], f"{side} differs from {self.sides[-1]}"
+            assert result == results[-1], f"{side} has {result!r:.500}, {self.sides[-1]} {results[-1]!r:.500}"
 
     @rule(path=MAYBE, slot=SLOTS, flags=OPENING, creating=CREATING, mode=MODES, umask=UMASKS, uid=CALLERS)
     def open(self, path: Where, slot: int, flags: int, creating: int, mode: int, umask: int, uid: int) -> None:
@@ -271,7 +271,10 @@ class Operations(RuleBasedStateMachine):
             assert not apart, f"{side} differs from {self.sides[-1]}: {str(apart)[:2000]}"
             assert inodes == same_inodes, f"{side} differs from {self.sides[-1]} in what is one inode"
         for slot in self.opened:
-            self.on_open(slot, lambda fd: self.attributes(os.fstat(fd)))
+            self.compare_open(slot)
+
+    def compare_open(self, slot: int) -> None:
+        self.on_open(slot, lambda fd: self.attributes(os.fstat(fd)))
 
     def tree(self, root: Path) -> tuple[dict[str, tuple[object, ...]], set[frozenset[str]]]:
         """Each path's description, and which paths are one inode."""
