@@ -321,7 +321,14 @@ def _once(publish: Callable[[int, bytes], None], directory: int, name: bytes) ->
 
 
 def remove(directory: int, name: bytes) -> None:
-    """Remove a name that may be gone, and what is in it if it is a directory of ours, never following anything."""
+    """Remove a name of the work directory that may be gone. What cannot be removed is left to the next mount: whatever
+    it was for has been done, or has failed with an error of its own."""
+    with contextlib.suppress(OSError):
+        _remove(directory, name)
+
+
+def _remove(directory: int, name: bytes) -> None:
+    """With what is in it if it is a directory, never following anything."""
     try:
         os.unlink(name, dir_fd=directory)
         return
@@ -333,7 +340,7 @@ def remove(directory: int, name: bytes) -> None:
         fd = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory)
         try:
             for inner, _, _ in files.list_directory(fd):
-                remove(fd, inner)
+                _remove(fd, inner)
         finally:
             os.close(fd)
         os.rmdir(name, dir_fd=directory)
