@@ -126,7 +126,7 @@ def upper_of(kind: str, layers: Layers) -> Iterator[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@settings(deadline=None, max_examples=15, suppress_health_check=[HealthCheck.too_slow])
+@settings(deadline=None, max_examples=8, suppress_health_check=[HealthCheck.too_slow])
 @given(steps=STEPS)
 def test_every_kind_of_upper_holds_what_a_plain_directory_would(kind: str, steps: list[tuple[str, str, str]]) -> None:
     base = Path(tempfile.mkdtemp())
