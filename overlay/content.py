@@ -3,7 +3,6 @@
 Owns nothing but the copy under way. On a worker, or on the loop for what is small.
 """
 
-import contextlib
 import errno
 import fcntl
 import os
@@ -45,7 +44,7 @@ class Copy:
                 self._copy(reading, target, end)
         finally:
             os.close(reading)
-        if sync:
+        if sync and not self.stopped():
             files.write_out(target)  # the name comes with the same journal, or a later one; fsync would cost it all
 
     def _cloned(self, reading: int, target: int, end: int) -> bool:
@@ -107,10 +106,3 @@ def _by_buffer(reading: int, target: int, position: int, count: int) -> int:
     while done < len(part):
         done += os.pwrite(target, view[done:], position + done)
     return done
-
-
-def is_cached(source: int, size: int) -> bool:
-    """Is the content in the page cache, so that copying it waits for no disk?"""
-    with contextlib.suppress(OSError):
-        return os.preadv(source, (bytearray(size),), 0, os.RWF_NOWAIT) == size
-    return False

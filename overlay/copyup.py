@@ -22,7 +22,7 @@ from .content import Copy
 from .entry import Entry, Links, Real, is_directory
 from .layers import Layers
 from .lookup import Lookup
-from .workdir import WorkDirectory
+from .workdir import WorkDirectory, remove
 
 _REGULAR: Final = 8
 _SMALL: Final = 128 * 1024
@@ -43,7 +43,7 @@ class CopyUp:
 
     def is_up(self, entry: Entry, metadata_only: bool) -> bool:
         """Can the inode be changed in the upper?"""
-        if entry.upper is None:
+        if entry.upper is None or entry.gate is not None:
             return False
         return not entry.lowers or is_directory(entry.key) or (metadata_only and self._metacopy)
 
@@ -103,7 +103,7 @@ class CopyUp:
         attributes = self._changeable(lower)
         with self._temporary(partial(_make_special, lower, attributes)) as (name, made):
             metadata.copy(lower.fd, made.fd, attributes)
-            self._note_origin(entry, lower, made.fd)
+            self._note_origin(entry, lower, made.fd, attributes.nlink)
             self._publish(entry, made, partial(self._move, name), attributes.nlink)
         self._let_go(entry)
 
@@ -124,14 +124,13 @@ class CopyUp:
         without_content = without_content and attributes.size > 0
         with self._unnamed() as (name, made):
             wanted = attributes.size if size is None else min(size, attributes.size)
+            without_content = without_content and self._notes_content(entry, made.fd)
             if without_content:
                 os.ftruncate(made.fd, attributes.size)
-                xattrs.put(made.fd, self._work.prefix + xattrs.METACOPY, b"")
-                self._note_content(entry, made.fd)
             elif wanted:
                 yield from self._copied(entry, made, wanted, stopped)
             metadata.copy(lower.fd, made.fd, attributes)
-            self._note_origin(entry, lower, made.fd)
+            self._note_origin(entry, lower, made.fd, attributes.nlink)
             publish = partial(self._link, made) if name is None else partial(self._move, name)
             self._publish(entry, made, publish, attributes.nlink)
             if not without_content:
@@ -144,12 +143,19 @@ class CopyUp:
         before = self._layers.attributes(upper)
         wanted = before.size if size is None else min(size, before.size)
         made = upper.held.open(upper.held.path(upper), os.O_RDWR | os.O_NONBLOCK)
-        if wanted:
-            yield from self._copied(entry, made, wanted, stopped)
-        os.ftruncate(made.fd, before.size)
-        metadata.copy_times(made.fd, before)
-        xattrs.drop(made.fd, self._work.prefix + xattrs.METACOPY)
+        capability = metadata.capability(made.fd)  # writing takes it away
+        try:
+            if wanted:
+                yield from self._copied(entry, made, wanted, stopped)
+            os.ftruncate(made.fd, before.size if size is None else size)
+        except BaseException:
+            os.ftruncate(made.fd, 0)
+            os.ftruncate(made.fd, before.size)
+            metadata.restore(made.fd, before, capability)
+            raise
+        metadata.restore(made.fd, before, capability)
         xattrs.drop(made.fd, self._work.prefix + xattrs.REDIRECT)
+        xattrs.drop(made.fd, self._work.prefix + xattrs.METACOPY)
         self._let_go(entry)
         upper.held.keep_data(upper, made)
 
@@ -201,9 +207,11 @@ class CopyUp:
 
     # --- what is written down with it ---
 
-    def _note_origin(self, entry: Entry, lower: Real, made: int) -> None:
+    def _note_origin(self, entry: Entry, lower: Real, made: int, names: int = 1) -> None:
         """For the number and the index after a remount. Where the inode takes no such attributes (user.* on symlinks
         and devices) it is remembered as long as the mount lasts."""
+        if names > 1 and self._layers.index is None:
+            return  # its other names stay what they are, and theirs is the number
         if not self._work.prefix:
             self._remember_origin(entry, made)
             return
@@ -222,15 +230,24 @@ class CopyUp:
     def _remember_origin(self, entry: Entry, made: int) -> None:
         self._lookup.came_from[self._layers.layers[0].look(made, b"")[0]] = entry.key
 
-    def _note_content(self, entry: Entry, made: int) -> None:
-        """Where the content is: at the path that the lower layers know, whatever the file will be called."""
-        xattrs.put(made, self._work.prefix + xattrs.REDIRECT, self._lookup.lower_path(entry))
+    def _notes_content(self, entry: Entry, made: int) -> bool:
+        """Mark it as metadata alone, with the path that the lower layers know for the content, whatever the file will
+        be called. False where that is too long to be written down."""
+        try:
+            xattrs.put(made, self._work.prefix + xattrs.REDIRECT, self._lookup.lower_path(entry))
+        except OSError as error:
+            if error.errno not in xattrs.TOO_LONG:
+                raise
+            return False
+        xattrs.put(made, self._work.prefix + xattrs.METACOPY, b"")
+        return True
 
     def note_impure(self, directory: Entry) -> None:
         """The directory has things that came from elsewhere: listings have to look for their numbers."""
         upper = directory.upper
-        if self._work.prefix and upper is not None and not upper.is_impure:
-            xattrs.put(upper.fd, self._work.prefix + xattrs.IMPURE, b"y")
+        if upper is not None and not upper.is_impure:
+            if self._work.prefix:
+                xattrs.put(upper.fd, self._work.prefix + xattrs.IMPURE, b"y")
             upper.is_impure = True
 
     # --- and how it appears ---
@@ -284,7 +301,7 @@ class CopyUp:
         count = self._layers.attributes(upper).nlink
         names = count + entry.links.offset
         mark = self._work.prefix + xattrs.NLINK
-        lower = self._lookup.origins.link_count(xattrs.private(upper.fd, b"")) or names
+        lower = self._lookup.origins.link_count(self._layers.private(upper)) or names
         xattrs.put(upper.fd, mark, origin.relative_to_lower(names, lower))
         before = self._layers.attributes(above)
         os.link(magic_link(upper.fd), name, dst_dir_fd=above.fd, follow_symlinks=True)
@@ -318,32 +335,6 @@ def _once(publish: Callable[[int, bytes], None], directory: int, name: bytes) ->
         publish(directory, name)
     except FileExistsError:
         raise OSError(errno.ESTALE, os.strerror(errno.ESTALE)) from None
-
-
-def remove(directory: int, name: bytes) -> None:
-    """Remove a name of the work directory that may be gone. What cannot be removed is left to the next mount: whatever
-    it was for has been done, or has failed with an error of its own."""
-    with contextlib.suppress(OSError):
-        _remove(directory, name)
-
-
-def _remove(directory: int, name: bytes) -> None:
-    """With what is in it if it is a directory, never following anything."""
-    try:
-        os.unlink(name, dir_fd=directory)
-        return
-    except FileNotFoundError:
-        return
-    except (IsADirectoryError, PermissionError):
-        pass
-    with contextlib.suppress(FileNotFoundError):
-        fd = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory)
-        try:
-            for inner, _, _ in files.list_directory(fd):
-                _remove(fd, inner)
-        finally:
-            os.close(fd)
-        os.rmdir(name, dir_fd=directory)
 
 
 def path_of(entry: Entry) -> bytes:

@@ -5,15 +5,18 @@ thread.
 """
 
 import errno
+import os
 from typing import Final
 
 from shiftfs.descriptors import Descriptors
 from shiftfs.tree import Attributes, Descriptor, RealKey
 
+from . import xattrs
 from .entry import Real
 from .stack import Stack
 from .whiteout import PREFIX
 from .workdir import WorkDirectory
+from .xattrs import Private
 
 _LOST: Final = frozenset({errno.ESTALE, errno.ENOENT, errno.ENOTDIR})
 _LONGEST_HIDDEN: Final = 255 - len(PREFIX)
@@ -30,6 +33,8 @@ class Layers:
             beside = self.held[0] if self.held else None
             self.held.append(Descriptors(layer, bound, unlinked, noatime, beside))
         self.roots = [self._known(index, layer.root) for index, layer in enumerate(stack.layers)]
+        self._own = os.geteuid()
+        self._is_cautious = stack.work.prefix == xattrs.TRUSTED if stack.work else is_root_of_all()
         index = stack.work.index if stack.work else None
         self.index = self._known(0, index) if index is not None else None
 
@@ -53,7 +58,21 @@ class Layers:
         """Has the layer a file that hides the name in those below (`.wh.NAME`)?"""
         return len(name) <= _LONGEST_HIDDEN and self.find(directory, PREFIX + name) is not None
 
+    def believes(self, attributes: Attributes) -> bool:
+        """May the inode's user.* attributes say where things are? Where ours are trusted.*, only those of root's and
+        our own inodes: anybody else could show himself what he may not read."""
+        return not self._is_cautious or attributes.uid in (0, self._own)
+
+    def private(self, real: Real) -> Private:
+        """The overlay's own attributes of a real inode."""
+        return xattrs.private(real.fd, b"", self.believes(self.attributes(real)))
+
     def attributes(self, real: Real) -> Attributes:
         """What the layer says of the very inode. ESTALE if it is not to be found any more."""
         return real.held.attributes(real)
 
+
+def is_root_of_all() -> bool:
+    """Are we root, and in no user namespace?"""
+    with open("/proc/self/uid_map") as lines:
+        return os.geteuid() == 0 and [line.split() for line in lines] == [["0", "0", "4294967295"]]

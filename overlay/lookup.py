@@ -48,13 +48,13 @@ class Lookup:
         for depth, real in enumerate(reals):
             seen = find(real, name)
             if seen is not None:
-                return self._plain(reals, depth, name, seen) or self._over(
+                return self._plain(directory, reals, depth, name, seen) or self._over(
                     directory, name, [(real, name) for real in reals[depth:]], [(real, name) for real in reals[:depth]]
                 )
         return None
 
     def _plain(
-        self, reals: tuple[Real, ...], depth: int, name: bytes, seen: tuple[RealKey, Attributes]
+        self, directory: Entry, reals: tuple[Real, ...], depth: int, name: bytes, seen: tuple[RealKey, Attributes]
     ) -> Found | None:
         """A file of a lower layer that has nothing special: nearly all that is looked up. None for all else."""
         parent = reals[depth]
@@ -69,7 +69,7 @@ class Lookup:
         for above in reals[:depth]:
             if self._layers.hides(above, name):
                 return None
-        return Found(key, attributes, None, (parent.child(name, key),), None)
+        return self._lower_alone(directory, attributes, (parent.child(name, key),))
 
     def covered(self, directory: Entry, name: bytes) -> bool:
         """Is there anything of that name in the lower layers, which a whiteout has to hide?"""
@@ -107,16 +107,21 @@ class Lookup:
                 if not self._follows:
                     raise OSError(errno.EPERM, "redirects are not followed (redirect_dir=nofollow)")
                 remaining = self._redirected(parent, redirect, remaining)
+                unchecked = []  # what hides the name here hides something else
         return self._found(directory, name, hits) if hits else None
 
     def _private(self, parent: Real, name: bytes, attributes: Attributes, is_below: bool = False) -> Private:
         """The overlay's own attributes of what has been found, as far as there can be any that matter. `is_below`: it
         is to go with something above."""
         kind = attributes.mode >> 12
-        if is_below or kind == _DIRECTORY or parent.layer < self._first_lower or parent.is_marked:
-            return xattrs.private(parent.fd, name)
-        if kind == _REGULAR and parent.layer < len(self._layers.layers) - 1:
-            return xattrs.private(parent.fd, name)  # content in a layer below, perhaps
+        if (
+            is_below
+            or kind == _DIRECTORY
+            or parent.layer < self._first_lower
+            or parent.is_marked
+            or (kind == _REGULAR and parent.layer < len(self._layers.layers) - 1)  # content in a layer below, perhaps
+        ):
+            return xattrs.private(parent.fd, name, self._layers.believes(attributes))
         return {}
 
     def _hidden(self, places: list[Place]) -> bool:
@@ -148,12 +153,13 @@ class Lookup:
             above: Real | None = root
             last = False
             below: list[bytes] = []
-            for name in path[:-1]:
+            for depth, name in enumerate(path[:-1]):
                 assert above is not None
                 seen = self._layers.find(above, name)
                 if seen is None or not is_directory(seen[0]):
                     last = last or seen is not None or self._hidden([(above, name)])
                     above = None
+                    below += path[depth:]
                     break
                 private = self._private(above, name, seen[1])
                 last = last or whiteout.is_opaque(above.fd, name, private)
@@ -163,9 +169,10 @@ class Lookup:
                 above.is_marked = private.get(xattrs.OPAQUE) == whiteout.MARKED
             if above is not None:
                 yield above, path[-1]
-                path = [*below, path[-1]]
+                below = [*below, path[-1]]
             if last:
                 return
+            path = below
 
     def _found(self, directory: Entry, name: bytes, hits: list[tuple[Real, Attributes, Private]]) -> Found | None:
         top, attributes, private = hits[0]
@@ -174,8 +181,8 @@ class Lookup:
         reals = tuple(real for real, _, _ in hits)
         if top.layer >= self._first_lower:
             if attributes.nlink > 1 and self._layers.index is not None and not is_directory(top.key):
-                return self._by_index(top, attributes, reals)
-            return Found(top.key, attributes, None, reals, None)
+                return self._by_index(directory, top, attributes, reals)
+            return self._lower_alone(directory, attributes, reals)
         if is_directory(top.key):
             key = reals[1].key if len(reals) > 1 else top.key
             return Found(self._own_if_taken(key, top, directory, name, False), attributes, top, reals[1:], None)
@@ -185,15 +192,15 @@ class Lookup:
             self._own_if_taken(key, top, directory, name, links is not None), attributes, top, reals[1:], links
         )
 
-    def _by_index(self, lower: Real, attributes: Attributes, reals: tuple[Real, ...]) -> Found:
+    def _by_index(self, directory: Entry, lower: Real, attributes: Attributes, reals: tuple[Real, ...]) -> Found:
         """One of several names of a lower file: another of them may have been copied up."""
         index = self._layers.index
         assert index is not None and lower.parent is not None
         name = self.origins.index_name(lower.layer - self._first_lower, lower.parent.fd, lower.name)
         seen = self._layers.find(index, name) if name is not None else None
         if name is None or seen is None or seen[0][3] != lower.key[3]:
-            return Found(lower.key, attributes, None, reals, None)
-        private = xattrs.private(index.fd, name)
+            return self._lower_alone(directory, attributes, reals)
+        private = xattrs.private(index.fd, name, True)
         links = origin.links(private, seen[1].nlink, attributes.nlink)
         content = reals if xattrs.METACOPY in private else ()
         return Found(lower.key, seen[1], index.child(name, seen[0]), content, links or Links(0))
@@ -212,6 +219,18 @@ class Lookup:
             return self.came_from.get(top.key, top.key)
         return self.origins.key(private, top.key[3]) or top.key
 
+    def _lower_alone(self, directory: Entry, attributes: Attributes, reals: tuple[Real, ...]) -> Found:
+        """What is not up. If its inode was the origin of one that is, and has another name now (moved behind the mount,
+        or a hard link without an index), it is another file."""
+        top = reals[0]
+        known = self.known(top.key)
+        if known is None or known.upper is None or known.gate is not None:
+            return Found(top.key, attributes, None, reals, None)
+        if known.parent is directory and known.name == top.name:  # its upper has been removed behind the mount
+            return Found(top.key, attributes, None, reals, None)
+        device, number, born, kind = top.key
+        return Found((device, number, ~born, kind), attributes, None, reals, None)
+
     def _own_if_taken(self, key: RealKey, upper: Real, directory: Entry, name: bytes, has_index: bool) -> RealKey:
         """Two upper inodes that claim one origin (a copy made with all its attributes) are two inodes all the same."""
         if key == upper.key:
@@ -228,7 +247,7 @@ class Lookup:
         names: list[bytes] = []
         above = entry
         while above.parent is not None:
-            redirect = whiteout.redirect_of(xattrs.private(above.upper.fd, b"")) if above.upper is not None else None
+            redirect = whiteout.redirect_of(self._layers.private(above.upper)) if above.upper is not None else None
             if redirect is not None and not redirect[0]:
                 return b"/" + b"/".join([*redirect[1:], *reversed(names)])
             names.append(redirect[0] if redirect is not None else above.name)

@@ -85,7 +85,7 @@ def _is_whiteout(part: Part, name: bytes) -> bool:
     if kind == _CHARACTER_DEVICE:
         return found.st_rdev == 0
     by_xattr = part.is_marked and kind == _REGULAR and found.st_size == 0
-    return by_xattr and xattrs.WHITEOUT in xattrs.private(part.held.fd, name)
+    return by_xattr and xattrs.WHITEOUT in xattrs.private(part.held.fd, name, False)
 
 
 def hidden_names(fd: int) -> list[bytes]:

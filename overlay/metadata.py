@@ -7,6 +7,7 @@ Owns the order of these, and which ids cannot be represented. Loop thread.
 import errno
 import os
 import stat
+import struct
 from typing import Final
 
 from shiftfs.layer import magic_link
@@ -15,6 +16,11 @@ from shiftfs.tree import Attributes
 
 from . import xattrs
 
+_CAPABILITY: Final = "security.capability"
+_ACCESS_ACL: Final = b"system.posix_acl_access"
+_ACL_ENTRY: Final = struct.Struct("<HHI")
+_ACL_HEAD: Final = 4
+_GROUP_OBJ: Final = 4
 _ALL: Final = 0xFFFFFFFF
 _IMMUTABLE: Final = 0x10
 _APPEND_ONLY: Final = 0x20
@@ -77,33 +83,68 @@ def copy(source: int, target: int, attributes: Attributes) -> None:
     """All of it: `attributes` are the source's. The owner first, since chown(2) clears set-id bits and capabilities;
     ACLs before the mode that they are part of; times last."""
     files.change_owner(target, attributes.uid, attributes.gid)
-    copy_xattrs(source, target)
+    left = copy_xattrs(source, target)
     if not stat.S_ISLNK(attributes.mode):
-        os.chmod(magic_link(target), stat.S_IMODE(attributes.mode))
+        mode = stat.S_IMODE(attributes.mode)
+        if _ACCESS_ACL in left:  # without it, what was the mask would be the group's
+            mode = mode & ~0o070 | _group_of(left[_ACCESS_ACL]) << 3
+        os.chmod(magic_link(target), mode)
     copy_times(target, attributes)
 
 
-def copy_xattrs(source: int, target: int) -> None:
-    """Those of users. What the target's filesystem has no place for stays behind, as with cp -a."""
+def copy_xattrs(source: int, target: int) -> dict[bytes, bytes]:
+    """Those of users. What the target's filesystem has no place for stays behind, as with cp -a, and is returned."""
     given, taken = magic_link(source), magic_link(target)
+    left: dict[bytes, bytes] = {}
     try:
         names = os.listxattr(given)
     except OSError as error:
         if error.errno != errno.EOPNOTSUPP:
             raise
-        return
+        return left
     for text in names:
         name = os.fsencode(text)
         if xattrs.is_private(name):
             continue
         try:
-            os.setxattr(taken, name, os.getxattr(given, name))
+            value = os.getxattr(given, name)
         except OSError as error:
-            if error.errno not in (errno.ENODATA, errno.EOPNOTSUPP):
+            if error.errno != errno.ENODATA:
                 raise
+            continue
+        try:
+            os.setxattr(taken, name, value)
+        except OSError as error:
+            if error.errno != errno.EOPNOTSUPP:
+                raise
+            left[name] = value
+    return left
+
+
+def _group_of(acl: bytes) -> int:
+    """What an access ACL (acl(5), struct posix_acl_xattr_header and its entries) gives to the owning group."""
+    for tag, permissions, _ in _ACL_ENTRY.iter_unpack(acl[_ACL_HEAD:]):
+        if tag == _GROUP_OBJ:
+            return int(permissions) & 7
+    return 0
 
 
 def copy_times(target: int, attributes: Attributes) -> None:
     """Access and modification time, to the nanosecond."""
     a = attributes
     files.set_times(magic_link(target), (a.atime, a.atimensec), (a.mtime, a.mtimensec))
+
+
+def capability(fd: int) -> bytes | None:
+    """The file's capabilities as they are stored, if it has any."""
+    try:
+        return os.getxattr(fd, _CAPABILITY)
+    except OSError:
+        return None
+
+
+def restore(fd: int, attributes: Attributes, capability: bytes | None) -> None:
+    """Times, and what was `capability`, after the content has been written."""
+    if capability is not None:
+        os.setxattr(fd, _CAPABILITY, capability)
+    copy_times(fd, attributes)

@@ -13,18 +13,21 @@ from typing import Final, TypeVar
 
 from shiftfs.layer import magic_link
 from shiftfs.sys import files
+from shiftfs.tree import Work
 
 from . import merge, metadata, origin, whiteout, xattrs
-from .copyup import CopyUp, remove
+from .copyup import CopyUp
 from .entry import Entry, Real
 from .layers import Layers
 from .lookup import Lookup
-from .workdir import WorkDirectory
+from .workdir import WorkDirectory, remove
 
 T = TypeVar("T")
 Make = Callable[[int, bytes], T]
 """Make something of a name in a directory."""
 
+_LARGE: Final = 64 * 1024
+"""Bytes of a directory, some thousand names, from which on it is left to a worker to be removed."""
 _DEFAULT_ACL: Final = b"system.posix_acl_default"
 
 
@@ -36,6 +39,8 @@ class Mutation:
         self._lookup = lookup
         self._work = work
         self._copies = copies
+        self.chores: list[Work] = []
+        """Removals that take long, for a worker."""
 
     # --- creation ---
 
@@ -144,6 +149,8 @@ class Mutation:
                 self.whiteout_over(upper, name)
             else:
                 os.unlink(name, dir_fd=upper.fd)
+        if known is not None and known.upper is None and (known.parent, known.name) == (directory, name):
+            known.parent = None  # it may have other names in the lower, none that we know
         return self.has_gone(known)
 
     def rmdir(self, directory: Entry, name: bytes, known: Entry) -> None:
@@ -188,12 +195,26 @@ class Mutation:
     def _drop_index(self, entry: Entry) -> None:
         index, upper = self._layers.index, entry.upper
         assert index is not None and upper is not None
-        private = xattrs.private(upper.fd, b"")
+        private = self._layers.private(upper)
         name = private.get(xattrs.ORIGIN, b"").hex().encode()
         upper.held.path(upper)
         with contextlib.suppress(FileNotFoundError):
             os.unlink(name, dir_fd=index.fd)
         entry.links = None
+
+    def sweep_index(self) -> None:
+        """Before the mount: remove what has no name left, since the process was killed or the kernel had the layers."""
+        index = self._layers.index
+        if index is None:
+            return
+        for name in merge.hidden_names(index.fd):
+            seen = self._layers.find(index, name)
+            if seen is None or seen[1].nlink > 1:
+                continue
+            found = origin.links(xattrs.private(index.fd, name, True), 1, 0)
+            if found is not None and 1 + found.offset <= 0:
+                with contextlib.suppress(OSError):
+                    os.unlink(name, dir_fd=index.fd)
 
     def _keep_count(self, entry: Entry) -> None:
         """Write down the link count so that it moves with the upper inode's."""
@@ -212,7 +233,7 @@ class Mutation:
         if whiteout.is_device(seen[1]):
             return True
         by_xattr = upper.is_marked and whiteout.may_be_by_xattr(seen[1])
-        return by_xattr and xattrs.WHITEOUT in xattrs.private(upper.fd, name)
+        return by_xattr and xattrs.WHITEOUT in xattrs.private(upper.fd, name, False)
 
     def whiteout_over(self, upper: Real, name: bytes) -> None:
         """Put a whiteout at a name, in place of a file if there is one."""
@@ -242,7 +263,19 @@ class Mutation:
                 raise
             temporary = self._work.temporary()
             files.rename(upper.fd, name, self._work.work.fd, temporary, files.RENAME_NOREPLACE)
-            remove(self._work.work.fd, temporary)
+            self._discard(temporary)
+
+    def _discard(self, temporary: bytes) -> None:
+        """Remove something of the work directory, at leisure if that takes long."""
+        work = self._work.work
+        try:
+            large = os.stat(temporary, dir_fd=work.fd, follow_symlinks=False).st_size > _LARGE
+        except OSError:
+            large = False
+        if large:
+            self.chores.append(lambda: remove(work.fd, temporary))
+        else:
+            remove(work.fd, temporary)
 
     @contextlib.contextmanager
     def _new_whiteout(self, upper: Real) -> Iterator[bytes]:
@@ -251,9 +284,7 @@ class Mutation:
         if self._work.whiteouts == "device":
             os.mknod(name, stat.S_IFCHR, 0, dir_fd=work)
         else:
-            if not upper.is_marked:
-                xattrs.put(upper.fd, self._work.prefix + xattrs.OPAQUE, whiteout.MARKED)
-                upper.is_marked = True
+            self.mark(upper)
             fd = os.open(name, os.O_CREAT | os.O_EXCL | os.O_RDONLY | os.O_CLOEXEC, 0o600, dir_fd=work)
             try:
                 xattrs.put(fd, self._work.prefix + xattrs.WHITEOUT, b"y")
@@ -262,7 +293,13 @@ class Mutation:
         try:
             yield name
         finally:
-            remove(work, name)
+            self._discard(name)
+
+    def mark(self, upper: Real) -> None:
+        """There is to be a whiteout in the directory: where that is an attribute, the directory has to say so."""
+        if self._work.whiteouts == "xattr" and not upper.is_marked:
+            xattrs.put(upper.fd, self._work.prefix + xattrs.OPAQUE, whiteout.MARKED)
+            upper.is_marked = True
 
     def hide(self, upper: Real, name: bytes) -> None:
         flags = os.O_CREAT | os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -289,12 +326,13 @@ class Mutation:
             fd = os.open(temporary, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=work)
             try:
                 metadata.copy(own.fd, fd, attributes)
-                self.make_opaque(fd)
+                if self._work.prefix:  # by a name it would not be empty
+                    self.make_opaque(fd)
             finally:
                 os.close(fd)
             files.rename(work, temporary, upper.fd, name, files.RENAME_EXCHANGE)
         finally:
-            remove(work, temporary)
+            self._discard(temporary)
 
     def _upper(self, directory: Entry) -> Real:
         """The directory's upper. ENOENT for one that has been removed."""

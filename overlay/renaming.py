@@ -84,11 +84,16 @@ class Renaming:
             self._mutation.make_opaque(upper.fd)
 
     def _redirect(self, moved: Entry, upper: Real, absolute: bool) -> None:
-        redirect = whiteout.redirect_of(xattrs.private(upper.fd, b""))
+        redirect = whiteout.redirect_of(self._layers.private(upper))
         if redirect is not None and (not redirect[0] or not absolute):
             return  # an absolute one stays true wherever it goes, a relative one in its directory
         value = self._lookup.lower_path(moved) if absolute else moved.name
-        xattrs.put(upper.fd, self._work.prefix + xattrs.REDIRECT, value)
+        try:
+            xattrs.put(upper.fd, self._work.prefix + xattrs.REDIRECT, value)
+        except OSError as error:
+            if error.errno not in xattrs.TOO_LONG:
+                raise
+            raise OSError(errno.EXDEV, os.strerror(errno.EXDEV)) from None  # mv(1) copies then
 
     def _move(
         self, above: Real, name: bytes, target: Real, new_name: bytes, moved: Entry, replaced: Entry | None,
@@ -98,6 +103,7 @@ class Renaming:
         if is_directory(moved.key):
             if self._mutation.whiteout_at(target, new_name):
                 # A directory does not go over a file; its old name gets the whiteout.
+                self._mutation.mark(above)
                 files.rename(above.fd, name, target.fd, new_name, files.RENAME_EXCHANGE)
                 if not covered:
                     os.unlink(name, dir_fd=above.fd)

@@ -12,7 +12,7 @@ from typing import Final
 from shiftfs import layer as real
 from shiftfs.layer import magic_link
 from shiftfs.sys import files
-from shiftfs.tree import Attributes, Change, Descriptor, Listed, RealKey, Space, Steps
+from shiftfs.tree import Attributes, Change, Descriptor, Listed, RealKey, Space, Steps, Work
 
 from . import merge, metadata, xattrs
 from .copyup import CopyUp
@@ -60,9 +60,11 @@ class OverlayTree:
         self._numbers = Numbers(one.device for one in stack.layers)
         self.volatile = stack.work is not None and stack.work.volatile
         for root in layers.roots:
-            private = xattrs.private(root.fd, b"")
+            private = layers.private(root)
             root.is_marked = private.get(xattrs.OPAQUE) == MARKED
             root.is_impure = xattrs.IMPURE in private
+        if self._writing is not None:
+            self._writing.names.sweep_index()
         lowers = tuple(layers.roots[1:] if stack.work else layers.roots)
         self.root = Entry(None, b"", lowers[0].key)
         self.root.upper = layers.roots[0] if stack.work else None
@@ -81,10 +83,6 @@ class OverlayTree:
         if found is None:
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
         key, attributes, upper, lowers, links = found
-        if upper is None and attributes.nlink > 1 and attributes.mode >> 12 != 4:
-            known = self._lookup.known(key)
-            if known is not None and known.upper is not None:  # a name without an index to say that it is up
-                return key, self.attributes(known), found
         is_own = attributes.ino == key[1] and attributes.device == key[0]
         if not is_own or links is not None or attributes.mode >> 12 == 4 or lowers:
             offset = links.offset if links is not None else 0
@@ -115,13 +113,6 @@ class OverlayTree:
         if entry.parent is not directory and is_directory(entry.key) and _leads_through(directory, entry):
             return  # renames behind the mount; a circle would have no end
         entry.parent, entry.name, entry.removed = directory, name, False
-        if place.upper is None and entry.upper is not None and not is_directory(entry.key):
-            # Another name of the lower inode, without an index to say so; unless our upper is gone behind the mount.
-            still_up = self._is_there(entry.upper)
-        else:
-            still_up = False
-        if still_up:
-            return
         entry.upper = self._kept(entry.upper, place.upper)
         if place.lowers != entry.lowers:
             known = {one.key: one for one in entry.lowers}
@@ -143,12 +134,6 @@ class OverlayTree:
         if old.path is not None:
             old.held.unpin(old)
         return old
-
-    def _is_there(self, upper: Real) -> bool:
-        try:
-            return self._layers.attributes(upper).nlink > 0
-        except OSError:
-            return False
 
     def release(self, entry: Entry) -> None:
         for one in entry.reals:
@@ -374,6 +359,13 @@ class OverlayTree:
 
     def tidy(self, now: float) -> bool:
         return self._layers.held[0].tidy(now)
+
+    def chores(self) -> list[Work]:
+        if self._writing is None:
+            return []
+        names = self._writing.names
+        found, names.chores = names.chores, []
+        return found
 
     def descriptors(self) -> dict[str, int]:
         return self._layers.held[0].count()

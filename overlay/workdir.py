@@ -152,6 +152,13 @@ def _mark_volatile(work: Descriptor) -> None:
 # --- leftovers ---
 
 
+def remove(work: int, name: bytes) -> None:
+    """Remove a name of W/work that may be gone, with what is in it. What cannot be removed is left to the next mount:
+    whatever it was for has been done, or has failed with an error of its own. Any thread."""
+    with contextlib.suppress(OSError):
+        _remove(work, name, itertools.count())
+
+
 def _clear(work: int) -> int:
     """Remove all that is in W/work; how much it was."""
     removed = 0

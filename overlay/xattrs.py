@@ -26,16 +26,20 @@ NLINK: Final = b"nlink"
 IMPURE: Final = b"impure"
 WHITEOUT: Final = b"whiteout"
 _READ: Final = frozenset({OPAQUE, REDIRECT, METACOPY, ORIGIN, OWN_ORIGIN, NLINK, IMPURE, WHITEOUT})
+_HARMLESS: Final = frozenset({OPAQUE, WHITEOUT})
 
 Private = dict[bytes, bytes]
 """The overlay's attributes of one inode, without prefix."""
 
 _NONE: Final[Private] = {}
+TOO_LONG: Final = frozenset({errno.ENOSPC, errno.E2BIG, errno.ERANGE})
+"""What setxattr(2) says where the filesystem has no room for a value."""
 _ABSENT: Final = frozenset({errno.ENODATA, errno.EOPNOTSUPP, errno.ENOENT})
 
 
-def private(directory: int, name: bytes) -> Private:
-    """Those of a name beneath `directory`, never followed, or of `directory` itself for an empty one."""
+def private(directory: int, name: bytes, believed: bool) -> Private:
+    """Those of a name beneath `directory`, never followed, or of `directory` itself for an empty one. Unless
+    `believed`, those that any owner of a file can set only as far as they hide things: the others lead elsewhere."""
     listed = names(directory, name) if name else _names_of(directory)
     if b"overlay" not in listed:
         return _NONE
@@ -43,7 +47,7 @@ def private(directory: int, name: bytes) -> Private:
     found: Private = {}
     full = frozenset(listed.split(b"\0"))
     for prefix in reversed(_PREFIXES):  # the first that has one counts
-        for suffix in _READ:
+        for suffix in _READ if believed or prefix == TRUSTED else _HARMLESS:
             if prefix + suffix in full:
                 found[suffix] = os.getxattr(path, prefix + suffix, follow_symlinks=not name)
     return found

@@ -167,7 +167,7 @@ class Mount:
         session, loop = self._session, self._loop
         session.on_ready = self._ready
         session.on_end = self._disconnected
-        loop.on_tick = self._tree.tidy
+        loop.on_tick = self._tick
         try:
             for number in _ENDING:
                 signal.signal(number, self._stop)
@@ -183,6 +183,13 @@ class Mount:
             raise MountError(session.failure)
         if self._failure is not None:
             raise self._failure
+
+    def _tick(self, now: float) -> bool:
+        """True if there is more to be done later."""
+        is_untidy = self._tree.tidy(now)
+        for chore in self._tree.chores():
+            self._loop.submit(chore, lambda result, error: None)
+        return self._session.look_for_killed() or is_untidy
 
     def _disconnected(self) -> None:
         self._is_disconnected = True

@@ -258,6 +258,16 @@ class Session:
         if waiting is None:
             return
         self.context.interrupted.add(unique)  # copies look for it
+        self._let_go_if_killed(unique, waiting)
+
+    def look_for_killed(self) -> bool:
+        """Let those go who have been killed after another signal: the kernel tells of the first alone
+        (fuse_dev_queue_interrupt). True if there are any left to look at again."""
+        for unique in self.context.interrupted & self._waiting.keys():
+            self._let_go_if_killed(unique, self._waiting[unique])
+        return bool(self.context.interrupted & self._waiting.keys())
+
+    def _let_go_if_killed(self, unique: int, waiting: Waiting) -> None:
         if is_being_killed(waiting.header.pid):
             del self._waiting[unique]
             self.context.let_go.add(unique)

@@ -12,7 +12,7 @@ from . import layer as real
 from .descriptors import Descriptors, Entry, is_directory
 from .layer import Layer
 from .sys import files
-from .tree import Attributes, Change, Descriptor, Listed, RealKey, Space, Steps
+from .tree import Attributes, Change, Descriptor, Listed, RealKey, Space, Steps, Work
 
 _FOREIGN_SHIFT: Final = 48
 """Inode numbers of a filesystem mounted inside the source are told apart by the bits from here on."""
@@ -202,6 +202,9 @@ class SourceTree:
 
     def tidy(self, now: float) -> bool:
         return self._held.tidy(now)
+
+    def chores(self) -> list[Work]:
+        return []
 
     def descriptors(self) -> dict[str, int]:
         return self._held.count()

@@ -258,6 +258,9 @@ class Tree(Protocol):
     def tidy(self, now: float) -> bool:
         """Close what has been idle; True if there is more to close later. `now` is time.monotonic()."""
 
+    def chores(self) -> list[Work]:
+        """What is left to be done by a worker, for which nobody waits; each is told once."""
+
     def descriptors(self) -> dict[str, int]:
         """How many descriptors are held for what, for `status`."""
 

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 from shiftfs.sys import files
-from shiftfs.tree import Attributes, Change, Descriptor, Listed, RealKey, Space, Steps
+from shiftfs.tree import Attributes, Change, Descriptor, Listed, RealKey, Space, Steps, Work
 
 DEVICE = 77
 
@@ -258,6 +258,9 @@ class MemoryTree:
 
     def tidy(self, now: float) -> bool:
         return False
+
+    def chores(self) -> list[Work]:
+        return []
 
     def descriptors(self) -> dict[str, int]:
         return {"bound": 1000}
