@@ -47,6 +47,14 @@ class Copy:
         if sync and not self.stopped():
             files.write_out(target)  # the name comes with the same journal, or a later one; fsync would cost it all
 
+    def clone(self, source: Descriptor, target: int) -> bool:
+        """Share the file's content with it, if the filesystem can."""
+        reading = _open(source.fd)
+        try:
+            return self._cloned(reading, target, os.fstat(reading).st_size)
+        finally:
+            os.close(reading)
+
     def _cloned(self, reading: int, target: int, end: int) -> bool:
         if end < os.fstat(reading).st_size:
             return False

@@ -27,6 +27,8 @@ from .workdir import WorkDirectory, remove
 _REGULAR: Final = 8
 _SMALL: Final = 128 * 1024
 """Bytes up to which content is copied on the loop where nothing has to reach the disk."""
+_LONG: Final = 8 * 1024 * 1024
+"""Bytes from which on a rename or a link does not wait for content."""
 _SLOW: Final = 1.0
 
 
@@ -40,16 +42,21 @@ class CopyUp:
         self._metacopy = metacopy and bool(work.prefix)
         self._ids = metadata.Ids()
         self._copies: dict[Copy, Entry] = {}
+        self._unfinished: list[Entry] = []
 
-    def is_up(self, entry: Entry, metadata_only: bool) -> bool:
+    def is_up(self, entry: Entry, metadata_only: bool, name_only: bool = False) -> bool:
         """Can the inode be changed in the upper?"""
-        if entry.upper is None or entry.gate is not None:
+        if entry.upper is None:
             return False
-        return not entry.lowers or is_directory(entry.key) or (metadata_only and self._metacopy)
+        if name_only or is_directory(entry.key):
+            return True
+        return entry.gate is None and (metadata_only or not entry.lowers)
 
-    def up(self, entry: Entry, size: int | None, metadata_only: bool, stopped: Callable[[], bool]) -> Steps:
+    def up(
+        self, entry: Entry, size: int | None, metadata_only: bool, stopped: Callable[[], bool], name_only: bool = False
+    ) -> Steps:
         """As tree.Tree.copy_up."""
-        while not self.is_up(entry, metadata_only):
+        while not self.is_up(entry, metadata_only, name_only):
             if entry.gate is not None:
                 yield entry.gate
                 continue
@@ -58,9 +65,14 @@ class CopyUp:
             if is_directory(entry.key):
                 self._directory(entry)
             elif entry.key[3] == _REGULAR:
-                yield from self._regular(entry, size, metadata_only, stopped)
+                yield from self._regular(entry, size, metadata_only, stopped, name_only)
             else:
                 self._special(entry)
+
+    def unfinished(self) -> list[Steps]:
+        """As tree.Tree.unfinished: the content of files whose names were waited for."""
+        entries, self._unfinished = self._unfinished, []
+        return [self.up(entry, None, False, lambda entry=entry: entry.removed) for entry in entries]  # type: ignore[misc]
 
     def progress(self) -> list[dict[str, object]]:
         """As tree.Tree.progress."""
@@ -107,24 +119,35 @@ class CopyUp:
             self._publish(entry, made, partial(self._move, name), attributes.nlink)
         self._let_go(entry)
 
-    def _regular(self, entry: Entry, size: int | None, metadata_only: bool, stopped: Callable[[], bool]) -> Steps:
+    def _regular(
+        self, entry: Entry, size: int | None, metadata_only: bool, stopped: Callable[[], bool], name_only: bool
+    ) -> Steps:  # fmt: skip
         entry.gate = gate = Gate()
         try:
             if entry.upper is None:
-                yield from self._file(entry, size, metadata_only and self._metacopy, stopped)
+                yield from self._file(entry, size, metadata_only and self._metacopy, stopped, name_only)
             else:
                 yield from self._content_of(entry, entry.upper, size, stopped)
         finally:
             entry.gate = None
             gate.open()
 
-    def _file(self, entry: Entry, size: int | None, without_content: bool, stopped: Callable[[], bool]) -> Steps:
+    def _file(
+        self, entry: Entry, size: int | None, without_content: bool, stopped: Callable[[], bool], name_only: bool
+    ) -> Steps:  # fmt: skip
         lower = entry.lowers[0]
         attributes = self._changeable(lower)
-        without_content = without_content and attributes.size > 0
+        is_awaited = name_only and not without_content
         with self._unnamed() as (name, made):
             wanted = attributes.size if size is None else min(size, attributes.size)
-            without_content = without_content and self._notes_content(entry, made.fd)
+            if is_awaited and wanted > _LONG and self._work.prefix:
+                # The kernel holds a directory, and all who want new names in it, until this is done.
+                source = entry.lowers[-1].held.path(entry.lowers[-1])
+                if (yield partial(Copy(wanted, stopped).clone, source, made.fd)):
+                    wanted = 0
+                else:
+                    without_content = True
+            without_content = without_content and wanted > 0 and self._notes_content(entry, made.fd)
             if without_content:
                 os.ftruncate(made.fd, attributes.size)
             elif wanted:
@@ -133,6 +156,8 @@ class CopyUp:
             self._note_origin(entry, lower, made.fd, attributes.nlink)
             publish = partial(self._link, made) if name is None else partial(self._move, name)
             self._publish(entry, made, publish, attributes.nlink)
+            if without_content and is_awaited:
+                self._unfinished.append(entry)
             if not without_content:
                 self._let_go(entry)
                 if size is None and wanted and entry.upper is not None:

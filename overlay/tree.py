@@ -241,11 +241,16 @@ class OverlayTree:
             raise OSError(errno.EROFS, os.strerror(errno.EROFS))
         return self._writing
 
-    def is_up(self, entry: Entry, metadata_only: bool = False) -> bool:
-        return self._up.copies.is_up(entry, metadata_only)
+    def is_up(self, entry: Entry, metadata_only: bool = False, name_only: bool = False) -> bool:
+        return self._up.copies.is_up(entry, metadata_only, name_only)
 
-    def copy_up(self, entry: Entry, size: int | None, metadata_only: bool, stopped: Callable[[], bool]) -> Steps:
-        return self._up.copies.up(entry, size, metadata_only, stopped)
+    def copy_up(
+        self, entry: Entry, size: int | None, metadata_only: bool, stopped: Callable[[], bool], name_only: bool = False
+    ) -> Steps:
+        return self._up.copies.up(entry, size, metadata_only, stopped, name_only)
+
+    def unfinished(self) -> list[Steps]:
+        return self._writing.copies.unfinished() if self._writing is not None else []
 
     def progress(self) -> list[dict[str, object]]:
         return self._writing.copies.progress() if self._writing is not None else []
@@ -315,7 +320,7 @@ class OverlayTree:
         up = self._up
         if flags & files.RENAME_WHITEOUT:  # as the kernel's overlayfs: it would not show
             raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
-        if moved is None or not self.is_up(moved, True):  # it has changed behind the mount just now
+        if moved is None or not self.is_up(moved, name_only=True):  # it has changed behind the mount just now
             raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
         up.names.check_free(to, new_name, flags)
         if replaced is not None and not flags & files.RENAME_EXCHANGE:

@@ -187,6 +187,8 @@ class Mount:
     def _tick(self, now: float) -> bool:
         """True if there is more to be done later."""
         is_untidy = self._tree.tidy(now)
+        for steps in self._tree.unfinished():
+            self._session.run_aside(steps)
         for chore in self._tree.chores():
             self._loop.submit(chore, lambda result, error: None)
         return self._session.look_for_killed() or is_untidy

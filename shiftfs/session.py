@@ -18,7 +18,7 @@ from .loop import Loop
 from .ops import HANDLERS, LAYERED_HANDLERS, directories
 from .ops.context import Context, Later, Payload
 from .shift.idmap import IdMap
-from .tree import Gate, Tree, Work
+from .tree import Gate, Steps, Tree, Work
 from .wire import abi, negotiation, replies, requests
 from .wire.abi import InitFlag, Opcode
 from .wire.requests import Header, ProtocolError
@@ -240,6 +240,23 @@ class Session:
                 lambda: call() if self._waiting.get(header.unique) is waiting else None,
                 lambda result, error: self._step(waiting, result, error),
             )
+
+    def run_aside(self, steps: Steps) -> None:
+        """Go through steps that no request waits for."""
+        self._step_aside(steps, None, None)
+
+    def _step_aside(self, steps: Steps, result: Any, error: BaseException | None) -> None:
+        try:
+            call = steps.throw(error) if error is not None else steps.send(result)
+        except StopIteration:
+            return
+        except Exception as failure:
+            self._aside_done(None, failure)
+            return
+        if isinstance(call, Gate):
+            call.wait(lambda: self._step_aside(steps, None, None))
+        else:
+            self._loop.submit(call, lambda result, error: self._step_aside(steps, result, error))
 
     def _let_go_ended(self, unique: int) -> None:
         self.context.interrupted.discard(unique)

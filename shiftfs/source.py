@@ -97,11 +97,16 @@ class SourceTree:
     layered = False
     volatile = False
 
-    def is_up(self, entry: Entry, metadata_only: bool = False) -> bool:
+    def is_up(self, entry: Entry, metadata_only: bool = False, name_only: bool = False) -> bool:
         return True
 
-    def copy_up(self, entry: Entry, size: int | None, metadata_only: bool, stopped: Callable[[], bool]) -> Steps:
+    def copy_up(
+        self, entry: Entry, size: int | None, metadata_only: bool, stopped: Callable[[], bool], name_only: bool = False
+    ) -> Steps:
         yield from ()
+
+    def unfinished(self) -> list[Steps]:
+        return []
 
     def counts_names(self, entry: Entry) -> bool:
         return False

@@ -178,12 +178,18 @@ class Tree(Protocol):
     def volatile(self) -> bool:
         """Is nothing of this worth waiting for a disk?"""
 
-    def is_up(self, entry: Any, metadata_only: bool = False) -> bool:
-        """Can the inode be changed where it is?"""
+    def is_up(self, entry: Any, metadata_only: bool = False, name_only: bool = False) -> bool:
+        """Can the inode be changed where it is: all of it, its metadata alone, or no more than its names?"""
 
-    def copy_up(self, entry: Any, size: int | None, metadata_only: bool, stopped: Callable[[], bool]) -> Steps:
+    def copy_up(
+        self, entry: Any, size: int | None, metadata_only: bool, stopped: Callable[[], bool], name_only: bool = False
+    ) -> Steps:
         """Bring an inode to where it can be changed: with `size` bytes of its content, all of it for None, or none of
-        it if a change of `metadata_only` does with that. Ends early, with EINTR, once `stopped`."""
+        it if a change of `metadata_only` does with that. Quickly, if it is for `name_only`: content may then follow
+        (`unfinished`). Ends early, with EINTR, once `stopped`."""
+
+    def unfinished(self) -> list[Steps]:
+        """What is to be gone on with, though nobody waits for it; each is told once."""
 
     def counts_names(self, entry: Any) -> bool:
         """Must the inode be up before one of its names goes, for the others to know how many they are?"""

@@ -20,11 +20,12 @@ _OWNER_AND_MODE: Final = int(Fattr.UID | Fattr.GID | Fattr.MODE)
 
 class Need(NamedTuple):
     """An inode that has to be up, with so many bytes of content (None: all of it), or none of it if `metadata_only`
-    will do."""
+    will do. `name_only`: only its names change, and the kernel holds their directories as long as that takes."""
 
     inode: Inode
     size: int | None = None
     metadata_only: bool = True
+    name_only: bool = False
 
 
 Needs = Callable[[Context, Header, Any], Iterator[Need]]
@@ -34,7 +35,11 @@ def first(needs: Needs, handler: Callable[[Context, Header, Any], Result]) -> Ca
     """The handler, once all that it needs is up."""
 
     def served(ctx: Context, header: Header, request: Any) -> Result:
-        missing = [n for n in needs(ctx, header, request) if not ctx.tree.is_up(n.inode.entry, n.metadata_only)]
+        missing = [
+            need
+            for need in needs(ctx, header, request)
+            if not ctx.tree.is_up(need.inode.entry, need.metadata_only, need.name_only)
+        ]
         if not missing:
             return handler(ctx, header, request)
         return _later(ctx, header, request, handler, missing)
@@ -45,8 +50,8 @@ def first(needs: Needs, handler: Callable[[Context, Header, Any], Result]) -> Ca
 def _later(
     ctx: Context, header: Header, request: Any, handler: Callable[[Context, Header, Any], Result], missing: list[Need]
 ) -> Later:
-    for inode, size, metadata_only in missing:
-        yield from ctx.tree.copy_up(inode.entry, size, metadata_only, ctx.stopped(header.unique))
+    for inode, size, metadata_only, name_only in missing:
+        yield from ctx.tree.copy_up(inode.entry, size, metadata_only, ctx.stopped(header.unique), name_only)
     result = handler(ctx, header, request)
     if isinstance(result, Generator):
         result = yield from result
@@ -91,7 +96,7 @@ def _counted(ctx: Context, parent: Inode, name: bytes) -> Iterator[Need]:
         return
     ctx.tree.may_remove(inode.entry)
     if ctx.tree.counts_names(inode.entry):
-        yield Need(inode)
+        yield Need(inode, name_only=True)
 
 
 def _moved(ctx: Context, header: Header, request: Any) -> Iterator[Need]:
@@ -101,19 +106,19 @@ def _moved(ctx: Context, header: Header, request: Any) -> Iterator[Need]:
     moved = ctx.known_at(parent, request.oldname)
     if moved is not None:
         ctx.tree.may_rename(moved.entry)
-        yield Need(moved)
+        yield Need(moved, name_only=True)
     if not request.flags & files.RENAME_EXCHANGE:
         yield from _counted(ctx, target, request.newname)
         return
     replaced = ctx.known_at(target, request.newname)
     if replaced is not None:
         ctx.tree.may_rename(replaced.entry)
-        yield Need(replaced)
+        yield Need(replaced, name_only=True)
 
 
 def _linked(ctx: Context, header: Header, request: Any) -> Iterator[Need]:
     yield Need(ctx.inodes.get(header.nodeid))
-    yield Need(ctx.inodes.get(request.oldnodeid))
+    yield Need(ctx.inodes.get(request.oldnodeid), name_only=True)
 
 
 NEEDS: Final[dict[int, Needs]] = {

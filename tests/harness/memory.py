@@ -105,11 +105,16 @@ class MemoryTree:
     def found_at(self, entry: Node, directory: Node, name: bytes, place: None) -> None:
         pass
 
-    def is_up(self, entry: Node, metadata_only: bool = False) -> bool:
+    def is_up(self, entry: Node, metadata_only: bool = False, name_only: bool = False) -> bool:
         return True
 
-    def copy_up(self, entry: Node, size: int | None, metadata_only: bool, stopped: Callable[[], bool]) -> Steps:
+    def copy_up(
+        self, entry: Node, size: int | None, metadata_only: bool, stopped: Callable[[], bool], name_only: bool = False
+    ) -> Steps:
         yield from ()
+
+    def unfinished(self) -> list[Steps]:
+        return []
 
     def counts_names(self, entry: Node) -> bool:
         return False
