@@ -281,16 +281,28 @@ def test_with_an_index_all_names_of_a_file_come_up_together(linked: Layers) -> N
         assert (overlay.read(b"other"), overlay.attributes(b"other").nlink) == (b"Content", 2)
 
 
-def test_without_one_they_part_at_the_next_mount(linked: Layers) -> None:
+def test_without_one_they_part_as_the_first_comes_up(linked: Layers) -> None:
     with overlaid(linked, index=False) as overlay:
-        overlay.at(b"other")
         overlay.write(b"d/e/f", b"C")
-        assert overlay.at(b"other") is overlay.at(b"d/e/f")
-        assert overlay.read(b"other") == b"Content"
-        overlay.attributes(b"other")  # which are the same as it is looked up
-    with overlaid(linked, index=False) as overlay:
-        assert overlay.at(b"other") is not overlay.at(b"d/e/f")
         assert (overlay.read(b"other"), overlay.read(b"d/e/f")) == (b"content", b"Content")
+        assert overlay.at(b"other") is not overlay.at(b"d/e/f")
+        overlay.write(b"other", b"O")
+        assert (overlay.read(b"other"), overlay.read(b"d/e/f")) == (b"Oontent", b"Content")
+    assert "trusted.overlay.origin" not in os.listxattr(linked.upper / "other"), "the lower's number is not its own"
+    with overlaid(linked, index=False) as overlay:
+        assert (overlay.read(b"other"), overlay.read(b"d/e/f")) == (b"Oontent", b"Content")
+        assert overlay.number(b"other") != overlay.number(b"d/e/f")
+
+
+def test_without_one_an_unlinked_name_can_be_written_by_who_has_it_open(linked: Layers) -> None:
+    with overlaid(linked, index=False) as overlay:
+        entry = overlay.at(b"d/e/f")
+        overlay.unlink(b"d/e/f")
+        overlay.up_entry(entry)
+        os.pwrite(overlay.tree.data(entry, True).fd, b"C", 0)
+        assert os.pread(overlay.tree.data(entry, False).fd, 99, 0) == b"Content"
+        assert (overlay.read(b"other"), overlay.exists(b"d/e/f")) == (b"content", False)
+    assert left_in_work(linked) == []
 
 
 # --- metadata alone ---

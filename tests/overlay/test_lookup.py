@@ -176,6 +176,11 @@ CHAINS: dict[str, list[Tree]] = {
         {"p": marked("redirect", b"x", {"q": marked("redirect", b"y", {"a": {"m": b""}})})},
         {"x": {"y": {"a": {"f": b""}}}, "p": {"y": {"a": {"no": b""}}}},
     ],
+    "through a renamed parent that lacks the rest": [
+        {"c": redirected(b"/p/q/a")},
+        {"p": marked("redirect", b"x", {})},
+        {"x": {"q": {"a": {"f": b""}}}, "p": {"q": {"a": {"no": b""}}}},
+    ],
     "past a layer that lacks it": [{"c": redirected(b"/d/a")}, {"d": {}}, {"d": {"a": {"f": b""}}}],
     "past a layer that lacks the parent": [{"c": redirected(b"/d/a")}, {}, {"d": {"a": {"f": b""}}}],
     "whiteout in the way": [{"c": redirected(b"/d/a")}, {"d": None}, {"d": {"a": {"no": b""}}}],
@@ -299,6 +304,33 @@ def test_two_uppers_that_claim_one_origin_are_two_inodes(fill: Fill) -> None:
         assert overlay.at(b"a") is not overlay.at(b"b")
         assert (overlay.read(b"a"), overlay.read(b"b")) == (b"LOWER", b"other")
         assert overlay.number(b"a") != overlay.number(b"b")
+
+
+@pytest.mark.parametrize("layer", ["lower0", "upper"])
+def test_a_copy_and_its_origin_under_two_names_are_two_files(fill: Fill, layer: str) -> None:
+    layers = fill({"a": b"lower", "d": {}})
+    with overlaid(layers) as overlay:
+        overlay.write(b"a", b"LOWER")
+    os.rename(layers.base / layer / "a", layers.base / layer / "b")
+    lower, upper = (b"b", b"a") if layer == "lower0" else (b"a", b"b")
+    with overlaid(layers) as overlay:
+        assert (overlay.read(upper), overlay.read(lower)) == (b"LOWER", b"lower")
+        overlay.write(lower, b"other")
+        assert (overlay.read(upper), overlay.read(lower)) == (b"LOWER", b"other")
+    with overlaid(layers) as overlay:
+        assert (overlay.read(upper), overlay.read(lower)) == (b"LOWER", b"other")
+        assert overlay.number(lower) != overlay.number(upper)
+
+
+def test_an_origin_renamed_during_the_mount_is_another_file(fill: Fill) -> None:
+    layers = fill({"a": b"lower", "d": {}})
+    with overlaid(layers) as overlay:
+        overlay.write(b"a", b"LOWER")
+        number = overlay.number(b"a")
+        os.rename(layers.lower / "a", layers.lower / "d/b")
+        overlay.write(b"d/b", b"other")
+        assert (overlay.read(b"a"), overlay.read(b"d/b")) == (b"LOWER", b"other")
+        assert overlay.number(b"a") == number
 
 
 def test_a_file_keeps_its_number_when_it_comes_up_and_over_a_remount(fill: Fill) -> None:

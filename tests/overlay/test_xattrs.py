@@ -54,11 +54,9 @@ def test_names_that_only_begin_like_a_prefix_are_users() -> None:
 # --- as they are read ---
 
 
-
-
-def private(path: Path, name: str) -> xattrs.Private:
+def private(path: Path, name: str, believed: bool = True) -> xattrs.Private:
     above = Descriptor(os.open(path, os.O_PATH), os.close)
-    return xattrs.private(above.fd, os.fsencode(name))
+    return xattrs.private(above.fd, os.fsencode(name), believed)
 
 
 @pytest.mark.root
@@ -76,6 +74,21 @@ def test_each_may_have_its_own_prefix(tmp_path: Path) -> None:
     os.setxattr(tmp_path, "user.overlay.redirect", b"there")
     os.setxattr(tmp_path, "trusted.overlay.metacopy", b"")
     assert private(tmp_path, "") == {b"opaque": b"y", b"redirect": b"there", b"metacopy": b""}
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("name", ["file", ""])
+def test_what_any_owner_can_set_only_hides_unless_it_is_believed(tmp_path: Path, name: str) -> None:
+    (tmp_path / "file").touch()
+    everything = ("opaque", "redirect", "metacopy", "origin", "shiftfs.origin", "nlink", "impure", "whiteout")
+    for suffix in everything:
+        for prefix in ("user.fuseoverlayfs.", "user.overlay."):
+            os.setxattr(tmp_path / name, prefix + suffix, b"anybody")
+    assert private(tmp_path, name).keys() == {suffix.encode() for suffix in everything}
+    assert private(tmp_path, name, believed=False) == {b"opaque": b"anybody", b"whiteout": b"anybody"}
+    for suffix in everything:
+        os.setxattr(tmp_path / name, "trusted.overlay." + suffix, b"root")
+    assert private(tmp_path, name, believed=False) == {suffix.encode(): b"root" for suffix in everything}
 
 
 def test_others_are_not_looked_at(tmp_path: Path) -> None:
