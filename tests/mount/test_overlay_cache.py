@@ -1,0 +1,60 @@
+"""What is hot on an overlay is asked of nobody: names, attributes, listings and contents, over all its layers."""
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from harness import Layers, Mount, requests_during, write_tree
+
+ROUNDS = 20
+
+
+def read(path: Path) -> None:
+    fd = os.open(path, os.O_RDONLY)
+    assert os.read(fd, 100)
+    os.close(fd)
+
+
+def absent(path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        os.lstat(path)
+
+
+HOT: dict[str, tuple[str, Callable[[Path], object]]] = {
+    "stat in a lower": ("dir/low", os.stat),
+    "stat in the lowest": ("dir/lowest", os.stat),
+    "stat in the upper": ("dir/up", os.stat),
+    "stat of what has been copied up": ("dir/copied", os.stat),
+    "an absent name": ("dir/absent", absent),
+    "a removed name": ("dir/removed", absent),
+    "a merged directory": ("dir", os.listdir),
+    "readlink": ("dir/link", os.readlink),
+    "open, read, close in a lower": ("dir/low", read),
+    "open, read, close in the upper": ("dir/up", read),
+    "open, read, close of what has been copied up": ("dir/copied", read),
+}
+
+
+@pytest.fixture
+def overlay(our_layers: Layers) -> Iterator[Mount]:
+    write_tree(our_layers.lower, {"dir": {"low": b"1", "copied": b"2", "removed": b"", "link": Path("low")}})
+    our_layers.add_lower({"dir": {"lowest": b"3"}})
+    with our_layers.mount("timeout=3600") as mount:
+        (mount.path / "dir/up").write_bytes(b"4")
+        with (mount.path / "dir/copied").open("ab") as file:
+            file.write(b"more")
+        (mount.path / "dir/removed").unlink()
+        yield mount
+
+
+def test_hot_is_without_a_request(overlay: Mount) -> None:
+    for what, (name, call) in HOT.items():
+        for _ in range(3):  # the first round warms up; memory pressure may take some of it away again
+            with requests_during(overlay) as requests:
+                for _ in range(ROUNDS):
+                    call(overlay.path / name)
+            if not requests:
+                break
+        assert not requests, what
