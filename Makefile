@@ -36,12 +36,13 @@ check:
 	$(PYTHON) -m ruff check --quiet $(CHECKED)
 	$(PYTHON) -m mypy --strict --no-error-summary $(CHECKED)
 
-# Cold lookups and walks beside other filesystems, then what others wait while a mount is busy.
+# Cold lookups and walks beside other filesystems, what others wait while a mount is busy, and overlays.
 bench:
 	@.ci/packages $(TEST_PACKAGES)
 	@.ci/venv $(VENV) test
 	$(PYTHON) -m bench.cold
 	$(PYTHON) -m bench.latency
+	$(PYTHON) -m bench.layers
 
 install:
 	@.ci/packages $(RUN_PACKAGES)

@@ -42,6 +42,16 @@ class _Writing:
         self.names = Mutation(layers, lookup, self.work, self.copies)
         self.renaming = Renaming(layers, lookup, self.work, self.names, redirect_dir == "on")
 
+    def describe(self) -> dict[str, object]:
+        """What is written on the upper, for `status`."""
+        work = self.work
+        return {
+            "xattrs": os.fsdecode(work.prefix) or "none",
+            "whiteouts": work.whiteouts,
+            "index": work.index is not None,
+            "tmpfile": work.has_tmpfile,
+        }
+
 
 class OverlayTree:
     """The union of some layers, shown as one tree."""
@@ -383,6 +393,7 @@ class OverlayTree:
                 "role": "upper" if index < first_lower else "lower",
                 "private": one.private,
                 "handles": one.opens_by_handle,
+                **(self._writing.describe() if index < first_lower and self._writing is not None else {}),
             }
             for index, one in enumerate(self._layers.layers)
         ]

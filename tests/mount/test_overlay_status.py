@@ -28,7 +28,10 @@ def test_status_tells_the_layers_and_how_they_are_stacked(tmp_path: Path) -> Non
         assert status["copies"] == []
         said = shiftfsctl("status", mount.path).stdout.splitlines()
     assert "source: overlay" in said
-    assert f"layers: path {layers.upper}, role upper, private yes, handles yes" in said
+    assert (
+        f"layers: path {layers.upper}, role upper, private yes, handles yes, xattrs user.overlay., whiteouts device,"
+        " index no, tmpfile yes"
+    ) in said
 
 
 def test_a_copy_that_takes_long_is_told_of_while_it_lasts(tmp_path: Path) -> None:
