@@ -126,7 +126,10 @@ class Layer:
         if born is None:
             born = self._learn(device, directory, name)
         # Bit 11 of the mask is STATX_BTIME.
-        born_at = f[13] * 1_000_000_000 + f[14] if born and f[0] & 0x800 else 0
+        if not born:
+            born_at = handles.number(directory, name)
+        else:
+            born_at = f[13] * 1_000_000_000 + f[14] if f[0] & 0x800 else 0
         kind = mode >> 12
         if kind == 4:  # S_IFDIR
             kind |= f[23] << 4
@@ -139,8 +142,8 @@ class Layer:
         )
 
     def _learn(self, device: int, directory: int, name: bytes) -> bool:
-        """A device seen for the first time: do birth times tell its inodes apart? On overlayfs they change at
-        copy-up."""
+        """A device seen for the first time: do birth times tell its inodes apart? On overlayfs they change at copy-up,
+        and handles do not, which cost one more call."""
         fd = os.open(name, _NOFOLLOW, dir_fd=directory) if name else directory
         try:
             kind = files.filesystem_type(fd)

@@ -3,6 +3,7 @@
 import ctypes
 import os
 import struct
+from hashlib import blake2b
 
 from . import libc
 
@@ -23,6 +24,12 @@ def of(fd: int, name: bytes = b"") -> bytes | None:
 def identity(fd: int, name: bytes) -> bytes | None:
     """A handle that may only tell inodes apart, which more filesystems have (AT_HANDLE_FID, Linux 6.5)."""
     return _encoded(fd, name, 0) or _encoded(fd, name, _AT_HANDLE_FID)
+
+
+def number(fd: int, name: bytes) -> int:
+    """A number of 63 bits made of such a handle, the same in every process; 0 where there is none."""
+    handle = _encoded(fd, name, _AT_HANDLE_FID)
+    return int.from_bytes(blake2b(handle, digest_size=8).digest(), "little") >> 1 if handle is not None else 0
 
 
 def _encoded(fd: int, name: bytes, flags: int) -> bytes | None:

@@ -26,6 +26,7 @@ from harness import (
 )
 from harness.commands import SHIFTFSCTL
 from harness.kinds import MAKERS, owner
+from shiftfs.layer import Layer
 
 DAEMON = pwd.getpwnam("daemon").pw_uid
 MAPS = ("uidmapping=0:100000:65536", "gidmapping=0:100000:65536")
@@ -172,6 +173,24 @@ def test_on_overlayfs(source: Path, tmp_path: Path, place: Path) -> None:
         assert owner(tmp_path / "scratch/upper/directory/old") == (7, 8)
         file.unlink()
         assert os.listdir(mount.path / "directory") == []
+
+
+def test_on_overlayfs_a_reused_number_is_another_inode(source: Path, tmp_path: Path, place: Path) -> None:
+    """Birth times there change at copy-up; handles do not, and do with each new inode."""
+    (source / "low").write_bytes(b"")
+    with overlay(place, source, tmp_path / "scratch"):
+        layer = Layer(os.fsencode(place))
+        low = layer.look(layer.root.fd, b"low")[0]
+        (place / "low").write_bytes(b"copied up")
+        assert layer.look(layer.root.fd, b"low")[0] == low
+        seen = set()
+        for _ in range(20):
+            (place / "new").write_bytes(b"")
+            seen.add(layer.look(layer.root.fd, b"new")[0])
+            (place / "new").unlink()
+        del layer
+    assert len(seen) == 20
+    assert len({number for _, number, _, _ in seen}) < 20, "ext4 gives numbers out again"
 
 
 def test_under_overlayfs(source: Path, tmp_path: Path, place: Path) -> None:

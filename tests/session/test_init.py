@@ -40,7 +40,7 @@ def test_init(memory: MemoryTree, minor: int, size: int, flags: int, taken: Init
         major, told, agreed = init_answer(answer.payload)
         assert (major, told) == (7, min(minor, 45))
         assert taken in agreed and int(agreed) & ~flags == 0
-        assert InitFlag.WRITEBACK_CACHE not in agreed and InitFlag.ATOMIC_O_TRUNC not in agreed
+        assert InitFlag.WRITEBACK_CACHE not in agreed and InitFlag.POSIX_LOCKS not in agreed
         running.device.expect_nothing()
         assert ready == [1]
         assert running.session.negotiated is not None
