@@ -134,7 +134,9 @@ class Mount:
         # What the kernel opens by itself, it opens for everybody: allow_root needs to be asked.
         # And without the right to pass over modes, what was created unreadable is only written while it stays open.
         powerless = not privileges.effective_capabilities() >> privileges.CAP_DAC_OVERRIDE & 1
-        serves_open = options.open == "serve" or only_uids is not None or (options.open == "auto" and powerless)
+        # An overlay copies up at open(2), as the kernel's does: who is refused for want of room hears of it there.
+        exact = powerless or options.upperdir is not None
+        serves_open = options.open == "serve" or only_uids is not None or (options.open == "auto" and exact)
         if options.open == "auto" and not serves_open:
             serves_open = _sizes_may_lie(layers)
         self._mountpoint = os.path.realpath(options.mountpoint)

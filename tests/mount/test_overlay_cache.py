@@ -1,4 +1,4 @@
-"""What is hot on an overlay is asked of nobody: names, attributes, listings and contents, over all its layers."""
+"""What is hot on an overlay is asked of nobody: names, attributes, listings, and contents where OPEN is refused."""
 
 import os
 from collections.abc import Callable, Iterator
@@ -41,7 +41,7 @@ HOT: dict[str, tuple[str, Callable[[Path], object]]] = {
 def overlay(our_layers: Layers) -> Iterator[Mount]:
     write_tree(our_layers.lower, {"dir": {"low": b"1", "copied": b"2", "removed": b"", "link": Path("low")}})
     our_layers.add_lower({"dir": {"lowest": b"3"}})
-    with our_layers.mount("timeout=3600") as mount:
+    with our_layers.mount("timeout=3600", "open=refuse") as mount:
         (mount.path / "dir/up").write_bytes(b"4")
         with (mount.path / "dir/copied").open("ab") as file:
             file.write(b"more")
@@ -58,3 +58,15 @@ def test_hot_is_without_a_request(overlay: Mount) -> None:
             if not requests:
                 break
         assert not requests, what
+
+
+def test_an_overlay_serves_open_only_to_copy_up(our_layers: Layers) -> None:
+    write_tree(our_layers.lower, {"file": b"content"})
+    with our_layers.mount() as mount:
+        assert mount.status()["options"]["open"] == "serve"
+        os.close(os.open(mount.path / "file", os.O_RDONLY))
+        assert not (our_layers.upper / "file").exists()
+        os.close(os.open(mount.path / "file", os.O_RDWR))
+        assert (our_layers.upper / "file").read_bytes() == b"content"
+    with our_layers.mount_lowers() as mount:
+        assert mount.status()["options"]["open"] == "refuse"
