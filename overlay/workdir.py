@@ -155,8 +155,11 @@ def _mark_volatile(work: Descriptor) -> None:
 def remove(work: int, name: bytes) -> None:
     """Remove a name of W/work that may be gone, with what is in it. What cannot be removed is left to the next mount:
     whatever it was for has been done, or has failed with an error of its own. Any thread."""
-    with contextlib.suppress(OSError):
-        _remove(work, name, itertools.count())
+    serial = itertools.count()
+    left = [name]
+    while left:
+        with contextlib.suppress(OSError):
+            left += _remove(work, left.pop(), serial)
 
 
 def _clear(work: int) -> int:
@@ -170,24 +173,28 @@ def _clear(work: int) -> int:
     return removed
 
 
-def _remove(work: int, name: bytes, serial: Iterator[int]) -> None:
-    """Remove one name of W/work. Directories in it first come up to W/work, and have their turn there: so no depth
-    takes more than a few descriptors, and being killed at any moment leaves no less than can be gone on with."""
+def _remove(work: int, name: bytes, serial: Iterator[int]) -> list[bytes]:
+    """Remove one name of W/work. Directories in it first come up to W/work under the names returned, and have their
+    turn there: so no depth takes more than a few descriptors, and being killed at any moment leaves no less than can be
+    gone on with."""
     if _unlink(work, name):
-        return
+        return []
+    brought_up = []
     inner = _unlocked(work, name)
     for child, _, _ in files.list_directory(inner.fd):
         if not _unlink(inner.fd, child):
             _unlocked(inner.fd, child)  # `..` in it is about to change
-            _bring_up(inner.fd, child, work, serial)
+            brought_up.append(_bring_up(inner.fd, child, work, serial))
     os.rmdir(name, dir_fd=work)
+    return brought_up
 
 
-def _bring_up(inner: int, child: bytes, work: int, serial: Iterator[int]) -> None:
+def _bring_up(inner: int, child: bytes, work: int, serial: Iterator[int]) -> bytes:
     while True:
+        name = b"#cleared%x" % next(serial)
         try:
-            os.rename(child, b"#cleared%x" % next(serial), src_dir_fd=inner, dst_dir_fd=work)
-            return
+            os.rename(child, name, src_dir_fd=inner, dst_dir_fd=work)
+            return name
         except OSError as error:
             if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):  # there is such a name
                 raise
