@@ -8,19 +8,15 @@ operation comes to is told by a plain directory of the same content.
 import errno
 import os
 import shutil
-import subprocess
-import sys
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
 
-from harness import Layers, Mount, loop_filesystem, open_directory, wait_until, write_tree
+from harness import Layers, loop_filesystem, open_directory, wait_until, write_tree
 from harness.calls import RENAME_EXCHANGE, renameat2
-from harness.commands import EXIT_LIMIT
 from harness.faults import Recording, Step, failed_at, killed_at, litter, outcome, recorded, set_old, shown, untouched
 from harness.layered import Tree
 
@@ -280,101 +276,3 @@ def test_no_space_for_a_copy_leaves_nothing_of_it(tmp_path: Path, layers: Layers
             append(mount.path / "small")
             assert (on_small.upper / "small").read_bytes() == b"smallx"
     assert untouched(layers.lower) == lower
-
-
-# --- large files ---
-
-EXTENTS = 120
-"""Each is at least one call of copy_file_range, which strace holds up: so a small file takes as long as a large one."""
-DELAY = "copy_file_range:delay_enter=50000"  # microseconds
-
-
-def large(path: Path) -> None:
-    with path.open("wb") as file:
-        for number in range(EXTENTS):
-            file.seek(number * 128 << 10)
-            file.write(bytes([number]) * 4096)
-
-
-@pytest.fixture
-def slow(layers: Layers) -> Iterator[tuple[Mount, Recording]]:
-    """A mount whose copies take long."""
-    write_tree(layers.lower, {"large": large, "small": b"small", "other": {"lower": b"lower", "name": b""}})
-    lower = untouched(layers.lower)
-    with layers.mount() as mount:
-        with recorded(mount.pid, DELAY) as recording:
-            yield mount, recording
-        assert (mount.path / "large").read_bytes()[:4096] == bytes(4096)
-    assert untouched(layers.lower) == lower
-
-
-@contextmanager
-def writing(path: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """A process that writes one byte at the end of a file."""
-    writer = subprocess.Popen([sys.executable, "-c", f"open({str(path)!r}, 'ab').write(b'x')"])
-    try:
-        yield writer
-    finally:
-        writer.kill()
-        writer.wait(EXIT_LIMIT)
-
-
-def copying(recording: Recording, count: int = 3) -> None:
-    wait_until(lambda: recording.count("copy_file_range") >= count, "a copy under way")
-
-
-def removed_files(pid: int) -> list[str]:
-    """Files without a name that the process holds: copies that are not finished among them."""
-    directory = Path(f"/proc/{pid}/fd")
-    return [target for fd in os.listdir(directory) if (target := _target(directory / fd)).endswith(" (deleted)")]
-
-
-def _target(link: Path) -> str:
-    try:
-        return os.readlink(link)
-    except FileNotFoundError:
-        return ""
-
-
-def test_a_copy_ends_with_its_writer(slow: tuple[Mount, Recording], layers: Layers) -> None:
-    mount, recording = slow
-    with writing(mount.path / "large") as writer:
-        copying(recording)
-        writer.kill()
-        writer.wait(EXIT_LIMIT)
-    wait_until(lambda: not removed_files(mount.pid) and not litter(layers.work), "the copy to be given up")
-    made = recording.count("copy_file_range")
-    assert made < EXTENTS // 2
-    assert os.listdir(layers.upper) == []
-    assert (mount.path / "large").read_bytes() == (layers.lower / "large").read_bytes()
-    assert recording.count("copy_file_range") == made
-
-
-def test_others_are_served_during_a_copy(slow: tuple[Mount, Recording], layers: Layers) -> None:
-    mount, recording = slow
-    with writing(mount.path / "large") as writer:
-        copying(recording)
-        assert (mount.path / "small").read_bytes() == b"small"
-        assert sorted(os.listdir(mount.path)) == ["large", "other", "small"]
-        assert (mount.path / "large").stat().st_size == (layers.lower / "large").stat().st_size
-        (mount.path / "new").write_bytes(b"new")
-        (mount.path / "small").chmod(0o600)
-        (mount.path / "other/lower").rename(mount.path / "other/to")
-        (mount.path / "other/name").unlink()
-        assert os.listdir(mount.path / "other") == ["to"]
-        assert writer.poll() is None
-        assert not (layers.upper / "large").exists()
-
-
-def test_a_copy_that_another_waits_for_goes_on(slow: tuple[Mount, Recording], layers: Layers) -> None:
-    mount, recording = slow
-    with writing(mount.path / "large") as first:
-        copying(recording)
-        with writing(mount.path / "large") as second:
-            copying(recording, recording.count("copy_file_range") + 5)
-            first.kill()
-            assert second.wait(EXIT_LIMIT * 2) == 0
-    size = (layers.lower / "large").stat().st_size
-    assert (layers.upper / "large").stat().st_size in (size + 1, size + 2)
-    assert (mount.path / "large").read_bytes()[:size] == (layers.lower / "large").read_bytes()
-    assert litter(layers.work) == []

@@ -121,6 +121,25 @@ def test_what_the_target_has_no_place_for_stays_behind(tmp_path: Path) -> None:
         run(["umount", there])
 
 
+def test_the_group_gets_no_more_where_no_acl_can_be_kept(tmp_path: Path) -> None:
+    """The mode shows the mask in its place, which may be wider."""
+    there = tmp_path / "there"
+    there.mkdir()
+    run(["mount", "-t", "ramfs", "none", there])
+    try:
+        for name, group, mode in (("file", "r", 0o644), ("directory", "-", 0o705)):
+            source, target = tmp_path / name, there / name
+            for path in (source, target):
+                path.touch() if name == "file" else path.mkdir()
+            source.chmod(mode)
+            run(["setfacl", "-m", f"group::{group},user:1:rwx", source])
+            assert stat.S_IMODE(source.stat().st_mode) == mode | 0o070
+            copy(source, target)
+            assert stat.S_IMODE(target.stat().st_mode) == mode
+    finally:
+        run(["umount", there])
+
+
 # --- what a copy would not keep ---
 
 

@@ -11,6 +11,7 @@ import pytest
 from harness import Layers, errno_of, run
 from harness.layered import Tree
 from harness.overlaid import Fill, Overlay, overlaid
+from overlay.mutate import Mutation
 
 pytestmark = pytest.mark.root
 LOWER: Tree = {"f": b"lower", "l": Path("x"), "d": {"inside": b"lower"}, "empty": {}, "p": os.mkfifo}
@@ -91,6 +92,41 @@ def test_the_upper_is_cleared_of_a_directory_with_whiteouts(fill: Fill) -> None:
     with overlaid(layers) as overlay:
         overlay.rmdir(b"d")
     assert os.listdir(layers.upper) == []
+    assert nothing_in_work(layers)
+
+
+def test_what_is_hidden_in_a_removed_directory_goes_with_it_however_deep(layers: Layers) -> None:
+    hidden = layers.upper / "d/.wh.hidden"
+    hidden.mkdir(parents=True)
+    make_deep(hidden, 1500)
+    with overlaid(layers) as overlay:
+        overlay.unlink(b"d/inside")
+        overlay.rmdir(b"d")
+        assert is_whiteout(layers.upper / "d")
+    assert nothing_in_work(layers)
+
+
+def make_deep(path: Path, depth: int) -> None:
+    """Deeper than any path can say, and than there may be descriptors."""
+    here = os.open(path, os.O_PATH)
+    for _ in range(depth):
+        os.mkdir("d", dir_fd=here)
+        inner = os.open("d", os.O_PATH, dir_fd=here)
+        os.close(here)
+        here = inner
+    os.close(here)
+
+
+def test_many_whiteouts_are_left_to_a_worker(fill: Fill) -> None:
+    names = [f"{number:0200}" for number in range(1000)]
+    layers = fill({"d": dict.fromkeys(names, b"")}, upper={"d": dict.fromkeys(names)})
+    with overlaid(layers) as overlay:
+        overlay.rmdir(b"d")
+        assert is_whiteout(layers.upper / "d")
+        (chore,) = overlay.tree.chores()
+        assert not nothing_in_work(layers)
+        chore()
+        assert overlay.tree.chores() == []
     assert nothing_in_work(layers)
 
 
@@ -252,3 +288,17 @@ def test_names_are_counted_up_too(linked: Layers) -> None:
     with overlaid(linked) as overlay:
         assert counts(overlay, b"d", b"a") == [4, 4]
         assert [overlay.unlink(name) for name in (b"d", b"c", b"b", b"a")] == [False, False, False, True]
+
+
+def test_what_was_left_in_the_index_without_a_name_goes_at_the_next_mount(
+    linked: Layers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with overlaid(linked) as overlay:
+        overlay.write(b"a", b"C")
+        with monkeypatch.context() as patched:
+            patched.setattr(Mutation, "_drop_index", lambda self, entry: None)  # killed right before
+            for name in overlay.names():
+                overlay.unlink(name)
+    assert len(index(linked)) == 1
+    with overlaid(linked) as overlay:
+        assert (overlay.names(), index(linked)) == ([], [])
