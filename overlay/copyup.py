@@ -179,8 +179,8 @@ class CopyUp:
             metadata.restore(made.fd, before, capability)
             raise
         metadata.restore(made.fd, before, capability)
-        xattrs.drop(made.fd, self._work.prefix + xattrs.REDIRECT)
         xattrs.drop(made.fd, self._work.prefix + xattrs.METACOPY)
+        xattrs.drop(made.fd, self._work.prefix + xattrs.REDIRECT)  # which nobody looks for without the mark
         self._let_go(entry)
         upper.held.keep_data(upper, made)
 

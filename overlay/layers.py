@@ -61,7 +61,11 @@ class Layers:
     def believes(self, attributes: Attributes) -> bool:
         """May the inode's user.* attributes say where things are? Where ours are trusted.*, only those of root's and
         our own inodes: anybody else could show himself what he may not read."""
-        return not self._is_cautious or attributes.uid in (0, self._own)
+        if not self._is_cautious:
+            return True
+        # Whoever may write to an inode may set them (xattr(7)), but on directories with the sticky bit.
+        is_shared = attributes.mode & 0o022 and not (attributes.mode >> 12 == 4 and attributes.mode & 0o1000)
+        return attributes.uid in (0, self._own) and not is_shared
 
     def private(self, real: Real) -> Private:
         """The overlay's own attributes of a real inode."""

@@ -211,7 +211,9 @@ class Mutation:
             seen = self._layers.find(index, name)
             if seen is None or seen[1].nlink > 1:
                 continue
-            found = origin.links(xattrs.private(index.fd, name, True), 1, 0)
+            private = xattrs.private(index.fd, name, True)
+            lower = self._lookup.origins.link_count(private)
+            found = origin.links(private, 1, lower) if lower is not None else None
             if found is not None and 1 + found.offset <= 0:
                 with contextlib.suppress(OSError):
                     os.unlink(name, dir_fd=index.fd)

@@ -10,8 +10,8 @@ from typing import Final
 
 from cachetools import LRUCache
 
-from shiftfs.layer import Layer
-from shiftfs.sys import handles, volumes
+from shiftfs.layer import FUSE, Layer
+from shiftfs.sys import files, handles, volumes
 from shiftfs.tree import Attributes, RealKey
 
 from . import xattrs
@@ -36,17 +36,19 @@ class Origins:
         self._lowers = lowers
         self._uuids = [volumes.uuid(layer.root.fd) for layer in lowers]
         self._ids = [volumes.identity(layer.root.fd) for layer in lowers]
+        # Handles of FUSE are node ids: after a remount another file has them.
+        self._lasts = [files.filesystem_type(layer.root.fd) != FUSE for layer in lowers]
         self._known: LRUCache[bytes, RealKey] = LRUCache(_REMEMBERED)
 
     def encode(self, layer: int, fd: int) -> bytes | None:
         """`overlay.origin` for the inode behind `fd` of the lower with this index (struct ovl_fb); None where it has no
-        handle."""
-        handle = handles.identity(fd, b"")
+        handle that lasts."""
+        handle = handles.identity(fd, b"") if self._lasts[layer] else None
         return self._framed(layer, handle) if handle is not None else None
 
     def index_name(self, layer: int, directory: int, name: bytes) -> bytes | None:
         """The name under which the hard links of a lower file find its upper inode."""
-        handle = handles.identity(directory, name)
+        handle = handles.identity(directory, name) if self._lasts[layer] else None
         return self._framed(layer, handle).hex().encode() if handle is not None else None
 
     def _framed(self, layer: int, handle: bytes) -> bytes:
@@ -59,7 +61,7 @@ class Origins:
 
     def encode_own(self, layer: int, key: RealKey) -> bytes | None:
         """What to write besides, where handles cannot be opened: None where they can."""
-        if self._lowers[layer].opens_by_handle:
+        if self._lowers[layer].opens_by_handle and self._lasts[layer]:
             return None
         return _OWN.pack(self._ids[layer], key[2], key[1])
 

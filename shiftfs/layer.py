@@ -15,7 +15,7 @@ from .sys import files, handles, mounts
 from .tree import Attributes, Change, Descriptor, RealKey, Space
 
 _OVERLAYFS: Final = 0x794C7630
-_FUSE: Final = 0x65735546
+FUSE: Final = 0x65735546
 _PSEUDO: Final = frozenset(
     {
         0x9FA0,  # procfs
@@ -39,7 +39,7 @@ _PSEUDO: Final = frozenset(
 
 _REMOTE: Final = frozenset(
     {
-        _FUSE,
+        FUSE,
         0x6969,  # NFS
         0xFF534D42,  # CIFS
         0xFE534D42,  # SMB 2
@@ -178,7 +178,7 @@ def is_pseudo(fd: int) -> bool:
 def sizes_may_lie(fd: int) -> bool:
     """May there be files with content and a size of 0 on the filesystem of `fd`? FUSE may pass such ones on."""
     kind = files.filesystem_type(fd)
-    return kind in _PSEUDO or kind == _FUSE
+    return kind in _PSEUDO or kind == FUSE
 
 
 def sizes_of_kind_may_lie(kind: bytes) -> bool:

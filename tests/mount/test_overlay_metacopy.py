@@ -1,22 +1,36 @@
-"""Metadata that is up without its content: without room, and beneath long paths, the file is whole."""
+"""Metadata that is up without its content: killed, without room, beneath long paths, the file is one or the other.
+
+Never half of it, and never an error where there was a file.
+"""
 
 import errno
 import os
 import stat
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from harness import Layers, errno_of, loop_filesystem, run, wait_until
 from harness.calls import opened
-from harness.faults import litter, set_old
+from harness.faults import killed_at, litter, outcome, recorded, set_old, untouched
 
 CONTENT = os.urandom(300_000)
 CAPABILITY = struct.pack("<5I", 0x02000001, 1 << 10, 0, 0, 0)
 MIB = 1 << 20
+
+
+def seen(path: Path) -> dict[str, Any]:
+    """Times aside: those of a truncation come with its answer."""
+    told = path.stat()
+    return {
+        "content": path.read_bytes(),
+        "attributes": (told.st_mode, told.st_uid, told.st_gid, told.st_nlink, told.st_size),
+        "xattrs": {name: os.getxattr(path, name) for name in os.listxattr(path)},
+    }
 
 
 def write_the_same(path: Path) -> None:
@@ -28,9 +42,61 @@ def truncate_at_open(path: Path) -> None:
     os.close(os.open(path, os.O_WRONLY | os.O_TRUNC))
 
 
+def cut(path: Path) -> None:
+    os.truncate(path, 100_000)
+
+
 def append(path: Path) -> None:
     with opened(path, os.O_WRONLY | os.O_APPEND) as fd:
         os.write(fd, b"x")
+
+
+AFTER: dict[Callable[[Path], None], bytes] = {
+    write_the_same: CONTENT, truncate_at_open: b"", cut: CONTENT[:100_000]
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("change", AFTER)
+def test_killed_at_any_step_of_its_content(our_layers: Layers, change: Callable[[Path], None]) -> None:
+    """Of a file that has been renamed: under its new name, no layer below has anything."""
+
+    def prepare(number: int) -> None:
+        (our_layers.lower / str(number)).mkdir()
+        (our_layers.lower / str(number) / "old").write_bytes(CONTENT)
+
+    def rename(mount: Path, number: int) -> Path:
+        (mount / str(number) / "old").rename(mount / str(number) / "file")
+        return mount / str(number) / "file"
+
+    prepare(0)
+    with our_layers.mount("metacopy=on") as mount:
+        file = rename(mount.path, 0)
+        assert "trusted.overlay.metacopy" in os.listxattr(our_layers.upper / "0/file")
+        before = seen(file)
+        with recorded(mount.pid) as recording:
+            change(file)
+        after = seen(file)
+        assert after["content"] == AFTER[change]
+    steps = recording.steps()
+    for number in range(1, len(steps) + 1):
+        prepare(number)
+    set_old(our_layers.lower)
+    lower = untouched(our_layers.lower)
+    with our_layers.mount("metacopy=on") as mount:
+        for number in range(1, len(steps) + 1):
+            rename(mount.path, number)
+    for number, step in enumerate(steps, 1):
+        with our_layers.mount("metacopy=on", foreground=True) as mount:
+            (mount.path / str(number) / "file").stat()
+            with killed_at(mount.pid, step):
+                assert outcome(change, mount.path / str(number) / "file"), f"not killed: {step}"
+    # The kernel's, unlike ours, reads content of the lower layer beyond the size that the upper one has.
+    for kind in ("shiftfs", *(["kernel"] if change is write_the_same else [])):
+        with our_layers.mount("metacopy=on", kind=kind) as mount:
+            for number, step in enumerate(steps, 1):
+                assert seen(mount.path / str(number) / "file") in (before, after), (step, kind)
+    assert untouched(our_layers.lower) == lower
+    assert litter(our_layers.work) == []
 
 
 def test_no_room_for_the_content_leaves_the_file_as_it_was(our_layers: Layers) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from harness import Layers, layered, loop_filesystem, read_tree, wait_until, write_tree
+from harness import Layers, layered, loop_filesystem, mounted, read_tree, wait_until, write_tree
 from harness.calls import all_dirents, opened
 from harness.faults import litter
 from harness.layered import Tree
@@ -83,3 +83,26 @@ def test_a_directory_of_many_whiteouts_is_removed_without_a_trace(layers: Layers
         wait_until(lambda: litter(layers.work) == [], "all whiteouts to be removed")
     with layers.mount() as mount:
         assert os.listdir(mount.path / "d") == []
+
+
+def with_a_second_name(path: Path) -> None:
+    path.write_bytes(path.name.encode())
+    os.link(path, path.with_name(path.name + "2"))
+
+
+def test_no_file_has_anothers_content_after_a_remount_of_a_fuse_lower(our_layers: Layers) -> None:
+    source = our_layers.lower
+    write_tree(source, {"a": with_a_second_name, "b": with_a_second_name, "f": b"f", "g": b"g"})
+    with mounted(source) as inner:
+        our_layers.lowers = [inner.path]
+        with our_layers.mount() as mount:
+            (mount.path / "a").write_bytes(b"written to a")
+            (mount.path / "f").write_bytes(b"written to f")
+    with mounted(source) as inner:
+        our_layers.lowers = [inner.path]
+        for name in ("b", "g", "a", "f"):
+            (inner.path / name).stat()
+        with our_layers.mount() as mount:
+            seen = {name: (mount.path / name).read_bytes() for name in ("a", "b", "b2", "f", "g")}
+            assert seen == {"a": b"written to a", "b": b"b", "b2": b"b", "f": b"written to f", "g": b"g"}
+            assert len({(mount.path / name).stat().st_ino for name in "abfg"}) == 4

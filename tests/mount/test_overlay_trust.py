@@ -125,3 +125,16 @@ def test_what_users_set_through_the_mount_leads_nowhere(stacked: Layers) -> None
     with stacked.mount() as mount:
         assert os.listdir(mount.path / "mine/made") == []
         assert os.getxattr(mount.path / "mine/made", "user.overlay.redirect") == b"/root"
+
+
+def test_roots_where_users_may_write_are_not_obeyed(stacked: Layers) -> None:
+    write_tree(
+        stacked.lower,
+        {
+            "moved": led(b"/root", 0, "user.overlay.", 0o777),
+            "file": without_content(b"/root/key", 0, "user.overlay.", 0o666),
+        },
+    )
+    with stacked.mount() as mount:
+        assert USER(os.listdir, mount.path / "moved") == []
+        assert USER((mount.path / "file").read_bytes) == bytes(6)

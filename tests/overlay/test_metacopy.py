@@ -3,8 +3,9 @@
 import errno
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -115,6 +116,28 @@ def test_capabilities_and_set_id_bits_outlive_the_copying(layers: Layers, size: 
     assert upper.read_bytes() == BIG[:size]
     assert os.getxattr(upper, "security.capability") == CAPABILITY
     assert stat.S_IMODE(upper.stat().st_mode) == 0o6755
+
+
+@pytest.mark.parametrize("size", [None, 7, 0])
+def test_the_mark_goes_last(layers: Layers, monkeypatch: pytest.MonkeyPatch, size: int | None) -> None:
+    """Whoever dies before has not begun, and a mark without a redirect would have no content under a new name."""
+    order: list[str] = []
+
+    def noting(name: str, of: Callable[..., Any]) -> Callable[..., Any]:
+        def noted(*args: Any) -> Any:
+            order.append(os.fsdecode(args[1]) if name == "removexattr" else name)
+            return of(*args)
+
+        return noted
+
+    with overlaid(layers, metacopy=True) as overlay:
+        overlay.up(b"d/e/big", None, True)
+        for name in ("removexattr", "ftruncate", "utime"):
+            monkeypatch.setattr(os, name, noting(name, getattr(os, name)))
+        overlay.up(b"d/e/big", size)
+    metacopy = order.index("trusted.overlay.metacopy")
+    assert metacopy > max(index for index, call in enumerate(order) if call == "ftruncate")
+    assert "trusted.overlay.redirect" not in order[:metacopy]
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO])

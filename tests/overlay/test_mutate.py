@@ -302,3 +302,30 @@ def test_what_was_left_in_the_index_without_a_name_goes_at_the_next_mount(
     assert len(index(linked)) == 1
     with overlaid(linked) as overlay:
         assert (overlay.names(), index(linked)) == ([], [])
+
+
+@pytest.mark.parametrize("offset", [b"U-1", b"U+0", b"L-3", b"L-1", b"L+0", b"", b"U-", b"damaged"])
+def test_only_what_has_no_name_by_its_own_count_goes(linked: Layers, offset: bytes) -> None:
+    with overlaid(linked) as overlay:
+        overlay.up(b"a")
+    (linked.upper / "a").unlink()
+    (name,) = index(linked)
+    os.setxattr(linked.work / "index" / name, "trusted.overlay.nlink", offset)
+    with overlaid(linked):
+        assert index(linked) == ([] if offset in (b"U-1", b"L-3") else [name])
+
+
+def test_an_inode_with_names_outlives_a_kill_on_the_way_to_one_name_less(
+    linked: Layers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(*args: object, **options: object) -> None:
+        raise KeyboardInterrupt
+
+    with overlaid(linked) as overlay:
+        overlay.write(b"a", b"C")
+        overlay.unlink(b"a")
+        with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+            patched.setattr(os, "link", killed)
+            overlay.unlink(b"b")
+    with overlaid(linked) as overlay:
+        assert [overlay.read(name) for name in (b"b", b"c")] == [b"Content", b"Content"]
