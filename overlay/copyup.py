@@ -13,13 +13,14 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Final
 
+from shiftfs.descriptors import is_directory
 from shiftfs.layer import magic_link
 from shiftfs.sys import files
 from shiftfs.tree import Attributes, Descriptor, Gate, Steps
 
 from . import metadata, origin, xattrs
 from .content import Copy
-from .entry import Entry, Links, Real, is_directory
+from .entry import Entry, Links, Real
 from .layers import Layers
 from .lookup import Lookup
 from .workdir import WorkDirectory, remove

@@ -82,8 +82,3 @@ class Found(NamedTuple):
     upper: Real | None
     lowers: tuple[Real, ...]
     links: Links | None
-
-
-def is_directory(key: RealKey) -> bool:
-    """Does the key belong to a directory?"""
-    return key[3] & 0xF == 4

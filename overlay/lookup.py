@@ -11,10 +11,11 @@ from typing import Final
 
 from cachetools import LRUCache
 
+from shiftfs.descriptors import is_directory
 from shiftfs.tree import Attributes, RealKey
 
 from . import origin, whiteout, xattrs
-from .entry import Entry, Found, Links, Real, is_directory
+from .entry import Entry, Found, Links, Real
 from .layers import Layers
 from .origin import Origins
 from .xattrs import Private

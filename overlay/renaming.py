@@ -7,10 +7,11 @@ import errno
 import os
 from typing import Final
 
+from shiftfs.descriptors import is_directory
 from shiftfs.sys import files
 
 from . import whiteout, xattrs
-from .entry import Entry, Real, is_directory
+from .entry import Entry, Real
 from .layers import Layers
 from .lookup import Lookup
 from .mutate import Mutation

@@ -10,13 +10,14 @@ from collections.abc import Callable
 from typing import Final
 
 from shiftfs import layer as real
+from shiftfs.descriptors import is_directory, leads_through
 from shiftfs.layer import magic_link
 from shiftfs.sys import files
 from shiftfs.tree import Attributes, Change, Descriptor, Listed, RealKey, Space, Steps, Work
 
 from . import merge, metadata, xattrs
 from .copyup import CopyUp
-from .entry import Entry, Found, Real, is_directory
+from .entry import Entry, Found, Real
 from .layers import Layers
 from .lookup import Lookup
 from .merge import Part
@@ -120,7 +121,7 @@ class OverlayTree:
     def found_at(self, entry: Entry, directory: Entry, name: bytes, place: Found) -> None:
         if entry.gate is not None:
             return
-        if entry.parent is not directory and is_directory(entry.key) and _leads_through(directory, entry):
+        if entry.parent is not directory and is_directory(entry.key) and leads_through(directory, entry):
             return  # renames behind the mount; a circle would have no end
         entry.parent, entry.name, entry.removed = directory, name, False
         entry.upper = self._kept(entry.upper, place.upper)
@@ -397,13 +398,3 @@ class OverlayTree:
             }
             for index, one in enumerate(self._layers.layers)
         ]
-
-
-def _leads_through(directory: Entry, entry: Entry) -> bool:
-    """Does the way from the root to `directory` pass `entry`?"""
-    above: Entry | None = directory
-    while above is not None:
-        if above is entry:
-            return True
-        above = above.parent
-    return False

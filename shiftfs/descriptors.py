@@ -10,7 +10,7 @@ import os
 import stat
 import time
 from collections.abc import Iterator
-from typing import Final
+from typing import Final, Protocol
 
 from cachetools import FIFOCache
 
@@ -306,3 +306,20 @@ def _stale() -> OSError:
 def is_directory(key: RealKey) -> bool:
     """Does the key belong to a directory?"""
     return key[3] & 0xF == stat.S_IFDIR >> 12
+
+
+class Placed(Protocol):
+    """What knows the directory that it was last seen in."""
+
+    @property
+    def parent(self) -> "Placed | None": ...
+
+
+def leads_through(directory: Placed, entry: Placed) -> bool:
+    """Does the way from the root to `directory`, as far as we know it, pass `entry`?"""
+    above: Placed | None = directory
+    while above is not None:
+        if above is entry:
+            return True
+        above = above.parent
+    return False

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from . import layer as real
-from .descriptors import Descriptors, Entry, is_directory
+from .descriptors import Descriptors, Entry, is_directory, leads_through
 from .layer import Layer
 from .sys import files
 from .tree import Attributes, Change, Descriptor, Listed, RealKey, Space, Steps, Work
@@ -48,7 +48,7 @@ class SourceTree:
 
     def found_at(self, entry: Entry, directory: Entry, name: bytes, place: None = None) -> None:
         if entry.parent is not directory:
-            if is_directory(entry.key) and _leads_through(directory, entry):
+            if is_directory(entry.key) and leads_through(directory, entry):
                 # Renames behind the mount; the way to `directory` is not yet known anew. A circle would have no end.
                 return
             entry.parent = directory
@@ -226,13 +226,3 @@ class SourceTree:
 
     def is_pseudo(self, fd: int) -> bool:
         return real.is_pseudo(fd)
-
-
-def _leads_through(directory: Entry, entry: Entry) -> bool:
-    """Does the way from the root to `directory`, as far as we know it, pass `entry`?"""
-    above: Entry | None = directory
-    while above is not None:
-        if above is entry:
-            return True
-        above = above.parent
-    return False

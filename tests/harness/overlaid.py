@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from harness.layered import Layers, Tree, layered, read_tree, write_tree
-from overlay.entry import Entry, is_directory
+from overlay.entry import Entry
 from overlay.stack import open_stack
 from overlay.tree import OverlayTree
+from shiftfs.descriptors import is_directory
 from shiftfs.sys import files
 from shiftfs.tree import Attributes, Gate, RealKey, Steps, Work
 
