@@ -32,7 +32,7 @@ from harness.mounts import (
     unmount_by_force,
 )
 from harness.namespaces import UserNamespace, in_userns, user_namespace
-from harness.shifted import Mount, mounted, requests_during
+from harness.shifted import Mount, fewest_requests, mounted, requests_during
 
 __all__ = [
     "OVERLAYS",
@@ -51,6 +51,7 @@ __all__ = [
     "as_user",
     "environment",
     "errno_of",
+    "fewest_requests",
     "in_userns",
     "layered",
     "loop_filesystem",

@@ -2,13 +2,12 @@
 
 import os
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from harness import Mount, mounted, requests_during, wait_until
+from harness import Mount, fewest_requests, mounted, requests_during, wait_until
 from harness.calls import opened
 from harness.places import Place, new_place
 
@@ -79,20 +78,6 @@ HOT: dict[str, tuple[str, Callable[[Path], object]]] = {
     "read of many": ("dir", read_all),
     "read through a symlink": ("dir/link", read),
 }
-
-
-def fewest_requests(mount: Mount, call: Callable[[], object]) -> Counter[str]:
-    """What a call costs that has been made before. Others on the machine may have made the kernel drop its caches
-    meanwhile: so the best of some attempts counts."""
-    for _ in range(5):
-        call()
-        call()
-        with requests_during(mount) as requests:
-            for _ in range(ROUNDS):
-                call()
-        if not requests:
-            break
-    return requests
 
 
 @pytest.mark.parametrize("what", HOT)
