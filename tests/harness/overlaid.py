@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from harness.commands import run
 from harness.layered import Layers, Tree, layered, read_tree, write_tree
 from overlay.entry import Entry
 from overlay.stack import open_stack
@@ -241,3 +242,37 @@ def marked(
         os.setxattr(path, prefix + name, value)
 
     return make
+
+
+def is_whiteout(path: Path) -> bool:
+    """Is it overlayfs's, a character device 0/0?"""
+    found = path.lstat()
+    return stat.S_ISCHR(found.st_mode) and found.st_rdev == 0
+
+
+def mark(path: Path, name: str) -> bytes | None:
+    """What overlayfs has written on a layer's inode; None if nothing."""
+    try:
+        return os.getxattr(path, f"trusted.overlay.{name}", follow_symlinks=False)
+    except OSError:
+        return None
+
+
+def nothing_in_work(layers: Layers) -> bool:
+    """Is all that was made in the work directory gone from there?"""
+    return os.listdir(layers.work / "work") == []
+
+
+@contextmanager
+def without_attributes(layers: Layers) -> Iterator[None]:
+    """Let the upper and the work directory be on a ramfs, which takes no extended attributes."""
+    there = layers.base / "there"
+    there.mkdir()
+    run(["mount", "-t", "ramfs", "none", there])
+    try:
+        layers.upper, layers.work = there / "upper", there / "work"
+        layers.upper.mkdir()
+        layers.work.mkdir()
+        yield
+    finally:
+        run(["umount", there])

@@ -15,9 +15,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from harness import Layers, errno_of, read_tree, run, write_tree
+from harness import Layers, errno_of, read_tree, write_tree
 from harness.layered import Tree
-from harness.overlaid import Overlay
+from harness.overlaid import Overlay, without_attributes
 from shiftfs.sys import files
 
 pytestmark = pytest.mark.root
@@ -113,16 +113,8 @@ def upper_of(kind: str, layers: Layers) -> Iterator[dict[str, Any]]:
         if kind != "whiteouts by name":
             yield options
             return
-        there = layers.base / "there"
-        there.mkdir()
-        run(["mount", "-t", "ramfs", "none", there])
-        try:
-            layers.upper, layers.work = there / "upper", there / "work"
-            layers.upper.mkdir()
-            layers.work.mkdir()
+        with without_attributes(layers):
             yield options
-        finally:
-            run(["umount", there])
 
 
 @pytest.mark.parametrize("kind", KINDS)

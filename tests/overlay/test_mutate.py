@@ -10,7 +10,7 @@ import pytest
 
 from harness import Layers, errno_of, run
 from harness.layered import Tree
-from harness.overlaid import Fill, Overlay, overlaid
+from harness.overlaid import Fill, Overlay, is_whiteout, mark, nothing_in_work, overlaid
 from overlay.mutate import Mutation
 
 pytestmark = pytest.mark.root
@@ -20,22 +20,6 @@ LOWER: Tree = {"f": b"lower", "l": Path("x"), "d": {"inside": b"lower"}, "empty"
 @pytest.fixture
 def layers(fill: Fill) -> Layers:
     return fill(LOWER)
-
-
-def is_whiteout(path: Path) -> bool:
-    found = path.lstat()
-    return stat.S_ISCHR(found.st_mode) and found.st_rdev == 0
-
-
-def mark(path: Path, name: str) -> bytes | None:
-    try:
-        return os.getxattr(path, f"trusted.overlay.{name}", follow_symlinks=False)
-    except OSError:
-        return None
-
-
-def nothing_in_work(layers: Layers) -> bool:
-    return os.listdir(layers.work / "work") == []
 
 
 # --- removal ---

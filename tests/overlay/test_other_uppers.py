@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from harness import Layers, errno_of, run
+from harness import Layers, errno_of
 from harness.layered import Tree
-from harness.overlaid import Fill, overlaid
+from harness.overlaid import Fill, mark, nothing_in_work, overlaid, without_attributes
 from overlay import workdir
 from shiftfs.sys import files
 
@@ -29,27 +29,8 @@ def layers(fill: Fill, monkeypatch: pytest.MonkeyPatch) -> Layers:
 @pytest.fixture
 def bare(layers: Layers) -> Iterator[Layers]:
     """Whose upper takes no attributes either."""
-    there = layers.base / "there"
-    there.mkdir()
-    run(["mount", "-t", "ramfs", "none", there])
-    try:
-        layers.upper, layers.work = there / "upper", there / "work"
-        layers.upper.mkdir()
-        layers.work.mkdir()
+    with without_attributes(layers):
         yield layers
-    finally:
-        run(["umount", there])
-
-
-def mark(path: Path, name: str) -> bytes | None:
-    try:
-        return os.getxattr(path, f"trusted.overlay.{name}")
-    except OSError:
-        return None
-
-
-def nothing_in_work(layers: Layers) -> bool:
-    return os.listdir(layers.work / "work") == []
 
 
 # --- without devices ---

@@ -2,14 +2,13 @@
 
 import errno
 import os
-import stat
 from pathlib import Path
 
 import pytest
 
 from harness import Layers, errno_of
 from harness.layered import Tree
-from harness.overlaid import Fill, overlaid
+from harness.overlaid import Fill, is_whiteout, mark, nothing_in_work, overlaid
 from shiftfs.sys import files
 
 pytestmark = pytest.mark.root
@@ -21,22 +20,6 @@ LOWER: Tree = {
 @pytest.fixture
 def layers(fill: Fill) -> Layers:
     return fill(LOWER)
-
-
-def is_whiteout(path: Path) -> bool:
-    found = path.lstat()
-    return stat.S_ISCHR(found.st_mode) and found.st_rdev == 0
-
-
-def mark(path: Path, name: str) -> bytes | None:
-    try:
-        return os.getxattr(path, f"trusted.overlay.{name}", follow_symlinks=False)
-    except OSError:
-        return None
-
-
-def nothing_in_work(layers: Layers) -> bool:
-    return os.listdir(layers.work / "work") == []
 
 
 # --- files ---
