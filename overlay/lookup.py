@@ -95,13 +95,13 @@ class Lookup:
             private = self._private(parent, wanted, attributes, bool(hits))
             if xattrs.WHITEOUT in private and parent.is_marked and whiteout.may_be_by_xattr(attributes):
                 break
-            if hits and not self._continues(hits[-1], key, private):
+            if hits and not _continues(hits[-1][0].key, key):
                 break
             real = parent.child(wanted, key)
             real.is_marked = private.get(xattrs.OPAQUE) == whiteout.MARKED
             real.is_impure = xattrs.IMPURE in private
             hits.append((real, attributes, private))
-            if not self._goes_on(real, attributes, private):
+            if not self._goes_on(real, private):
                 break
             redirect = whiteout.redirect_of(private)
             if redirect is not None:
@@ -129,11 +129,7 @@ class Lookup:
         """Has one of the layers above a file that says so?"""
         return any(self._layers.hides(real, name) for real, name in places)
 
-    def _continues(self, above: tuple[Real, Attributes, Private], key: RealKey, private: Private) -> bool:
-        """Does it go with what the layers above have: a directory with a directory, content with metadata?"""
-        return is_directory(key) if is_directory(above[0].key) else key[3] == _REGULAR
-
-    def _goes_on(self, real: Real, attributes: Attributes, private: Private) -> bool:
+    def _goes_on(self, real: Real, private: Private) -> bool:
         """Do the layers below have a part in it?"""
         if real.layer == len(self._layers.layers) - 1:
             return False
@@ -187,8 +183,8 @@ class Lookup:
         if is_directory(top.key):
             key = reals[1].key if len(reals) > 1 else top.key
             return Found(self._own_if_taken(key, top, directory, name, False), attributes, top, reals[1:], None)
-        key = self._origin(top, attributes, private, directory)
-        links = self._links(private, attributes, key)
+        key = self._origin(top, private)
+        links = self._links(private, attributes)
         return Found(
             self._own_if_taken(key, top, directory, name, links is not None), attributes, top, reals[1:], links
         )
@@ -206,7 +202,7 @@ class Lookup:
         content = reals if xattrs.METACOPY in private else ()
         return Found(lower.key, seen[1], index.child(name, seen[0]), content, links or Links(0))
 
-    def _links(self, private: Private, attributes: Attributes, key: RealKey) -> Links | None:
+    def _links(self, private: Private, attributes: Attributes) -> Links | None:
         if xattrs.NLINK not in private:
             return None
         lower = 0
@@ -214,7 +210,7 @@ class Lookup:
             lower = self.origins.link_count(private) or 1
         return origin.links(private, attributes.nlink, lower)
 
-    def _origin(self, top: Real, attributes: Attributes, private: Private, directory: Entry) -> RealKey:
+    def _origin(self, top: Real, private: Private) -> RealKey:
         """The inode that an upper file came from, for it to keep its number."""
         if not private:
             return self.came_from.get(top.key, top.key)
@@ -254,3 +250,8 @@ class Lookup:
             names.append(redirect[0] if redirect is not None else above.name)
             above = above.parent
         return b"/" + b"/".join(reversed(names))
+
+
+def _continues(above: RealKey, below: RealKey) -> bool:
+    """Does it go with what the layers above have: a directory with a directory, content with metadata?"""
+    return is_directory(below) if is_directory(above) else below[3] == _REGULAR

@@ -192,7 +192,7 @@ class Mount:
         for steps in self._tree.unfinished():
             self._session.run_aside(steps)
         for chore in self._tree.chores():
-            self._loop.submit(chore, lambda result, error: None)
+            self._session.context.aside(chore)
         return self._session.look_for_killed() or is_untidy
 
     def _disconnected(self) -> None:
