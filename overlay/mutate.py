@@ -125,8 +125,9 @@ class Mutation:
                 if above.mode & stat.S_ISGID:
                     files.change_owner(fd, 0xFFFFFFFF, above.gid)
                     os.chmod(magic_link(fd), 0o700 | stat.S_ISGID)
-                with contextlib.suppress(OSError):  # there is none, as a rule
-                    os.setxattr(magic_link(fd), _DEFAULT_ACL, os.getxattr(magic_link(parent.fd), _DEFAULT_ACL))
+                acl = _default_acl(parent.fd)
+                if acl is not None:
+                    os.setxattr(magic_link(fd), _DEFAULT_ACL, acl)
                 yield fd
             finally:
                 os.close(fd)
@@ -353,3 +354,12 @@ class Mutation:
         if self._lookup.find(directory, name) is not None:
             raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
 
+
+def _default_acl(fd: int) -> bytes | None:
+    """What a directory gives to all that is made in it; None, as a rule."""
+    try:
+        return os.getxattr(magic_link(fd), _DEFAULT_ACL)
+    except OSError as error:
+        if error.errno not in (errno.ENODATA, errno.EOPNOTSUPP):
+            raise
+        return None
