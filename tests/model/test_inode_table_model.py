@@ -78,14 +78,14 @@ class Table(RuleBasedStateMachine):
         nodeid = self._one_of(list(self.nodes), choice)
         known = self.nodes[nodeid]
         if nodeid in self.roots:
-            assert self.table.forget(nodeid, count) is None
+            assert self.table.forget(nodeid, count) == []
             return
         count = min(count, known.lookups)
         known.lookups -= count
         gone = self.table.forget(nodeid, count)
-        assert (gone is None) == (known.lookups > 0)
-        if gone is not None:
-            assert (gone.nodeid, gone.key, gone.unlinked) == (nodeid, known.key, known.unlinked)
+        assert (gone == []) == (known.lookups > 0)
+        for inode in gone:
+            assert (inode.nodeid, inode.key, inode.unlinked) == (nodeid, known.key, known.unlinked)
             del self.nodes[nodeid]
             if self.named.get(known.key) == nodeid:
                 del self.named[known.key]
@@ -94,7 +94,7 @@ class Table(RuleBasedStateMachine):
     def ask_for_one_that_is_forgotten(self, choice: int) -> None:
         nodeid = self._one_of([*self.given, max(self.given) + 1, 0], choice)
         if nodeid not in self.nodes:
-            assert self.table.forget(nodeid, 1) is None
+            assert self.table.forget(nodeid, 1) == []
             with pytest.raises(OSError) as refused:
                 self.table.get(nodeid)
             assert refused.value.errno == errno.ESTALE

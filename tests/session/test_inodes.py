@@ -54,9 +54,9 @@ def test_stale(table: InodeTable, nodeid: int) -> None:
 def test_forgotten_with_the_last_reference(table: InodeTable, counts: tuple[int, ...]) -> None:
     inode = known(table, 10, nlookup=3)
     outcomes = [table.forget(inode.nodeid, count) for count in counts]
-    assert outcomes == [None] * (len(counts) - 1) + [inode]
+    assert outcomes == [[]] * (len(counts) - 1) + [[inode]]
     assert table.known(key(10)) is None and len(table) == 1
-    assert table.forget(inode.nodeid, 1) is None, "again"
+    assert table.forget(inode.nodeid, 1) == [], "again"
 
 
 def test_the_root_is_never_forgotten(table: InodeTable) -> None:
@@ -64,7 +64,7 @@ def test_the_root_is_never_forgotten(table: InodeTable) -> None:
     assert second is table.root and second.nodeid != ROOT_ID and second.entry == "root entry"
     assert table.known(second.key) is second
     for nodeid in (ROOT_ID, second.nodeid):
-        assert table.forget(nodeid, 10**6) is None
+        assert table.forget(nodeid, 10**6) == []
         assert table.get(nodeid).entry == "root entry"
 
 
@@ -84,7 +84,7 @@ def test_a_buried_inode_lives_on_beside_its_successor(table: InodeTable) -> None
     new = known(table, 10)  # where there are no birth times
     table.bury(old)
     assert table.known(key(10)) is new
-    assert table.forget(old.nodeid, 1) is old
+    assert table.forget(old.nodeid, 1) == [old]
     assert table.known(key(10)) is new is table.get(new.nodeid)
 
 
@@ -114,8 +114,8 @@ def size_of(roots: list[Inode], but: list[object]) -> int:
 
 
 def test_what_a_known_inode_costs(tmp_path: Path) -> None:
-    """As Python counts bytes: with keys as statx gives them, names of 16 bytes, and handles, as all have that were
-    ever opened."""
+    """As Python counts bytes: with keys as statx gives them, names of 16 bytes, handles, as all have that were ever
+    opened, and the names that the kernel was told, as they are remembered where the layer is watched."""
     (tmp_path / "file").touch()
     layer = Layer(os.fsencode(tmp_path))
     tree = SourceTree(layer, 64)
@@ -127,13 +127,18 @@ def test_what_a_known_inode_costs(tmp_path: Path) -> None:
         found = (device, inode_number + number, born + number, kind)
         entry = tree.entry(directory, b"file-%011d" % number, found)
         entry.handle = bytes(bytearray(handle))
-        table.add(found, entry).nlookup += 1
-    assert len(table) == KNOWN + 1
+        inode = table.add(found, entry)
+        inode.nlookup += 1
+        # Each lookup brings a name of its own, which is the same bytes.
+        table.tell(table.root, bytes(bytearray(b"file-%011d" % number)), inode)
+    children = table.root.children
+    assert len(table) == KNOWN + 1 and children is not None and len(children) == KNOWN
     sample = [table.get(nodeid) for nodeid in range(2, KNOWN, 500)]
-    own = size_of(sample, [directory]) / len(sample)
-    tables = sum(sys.getsizeof(thing) for thing in vars(table).values()) / KNOWN
-    assert own > 200 and tables > 32, "measured at all"
-    assert own + tables <= MOST_BYTES
+    assert all(inode.parent is table.root and children[inode.name] is inode for inode in sample)
+    own = size_of(sample, [directory, table.root]) / len(sample)
+    tables = sum(sys.getsizeof(thing) for thing in (*vars(table).values(), children)) / KNOWN
+    assert own > 200 and tables > 64, "measured at all"
+    assert own + tables <= MOST_BYTES, f"{own:.0f} and {tables:.0f}"
 
 
 def test_a_known_inode_holds_no_descriptor(tmp_path: Path) -> None:
@@ -146,3 +151,17 @@ def test_a_known_inode_holds_no_descriptor(tmp_path: Path) -> None:
     ]
     assert len(os.listdir("/proc/self/fd")) == before
     assert len({entry.key for entry in entries}) == 500
+
+
+def test_what_was_told_makes_no_ring() -> None:
+    """A directory that was moved below what was in it, before anybody has heard of that."""
+    table = InodeTable((1, 2, 5, 4), "root")
+    above, below, deepest = (table.add((1, number, 5, 4), None) for number in (3, 4, 5))
+    table.tell(table.root, b"above", above)
+    table.tell(above, b"below", below)
+    table.tell(below, b"deepest", deepest)
+    table.tell(deepest, b"above", above)
+    assert above.parent is deepest and deepest.parent is below
+    assert below.parent is None and not above.children and not table.root.children
+    table.tell(below, b"itself", below)
+    assert below.children == {b"deepest": deepest}
