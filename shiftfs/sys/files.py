@@ -15,6 +15,7 @@ AT_FDCWD: Final = -100
 AT_SYMLINK_NOFOLLOW: Final = 0x100
 AT_NO_AUTOMOUNT: Final = 0x800
 AT_EMPTY_PATH: Final = 0x1000
+_AT_STATX_DONT_SYNC: Final = 0x4000
 STATX_BASIC_STATS: Final = 0x7FF
 STATX_BTIME: Final = 0x800
 STATX_MNT_ID: Final = 0x1000
@@ -80,6 +81,15 @@ class StatxBuffer:
         return STATX_FORMAT.unpack_from(self._view)
 
 
+def device(fd: int) -> str:
+    """MAJOR:MINOR of the filesystem that a descriptor is on, without asking that."""
+    room = ctypes.create_string_buffer(256)
+    if _statx(fd, b"", AT_EMPTY_PATH | _AT_STATX_DONT_SYNC, 0, ctypes.addressof(room)):
+        raise libc.failure()
+    major, minor = STATX_FORMAT.unpack_from(room)[21:23]
+    return f"{major}:{minor}"
+
+
 def rename(old_directory: int, old: bytes, new_directory: int, new: bytes, flags: int) -> None:
     """renameat2(2)."""
     if _renameat2(old_directory, old, new_directory, new, flags):
@@ -93,6 +103,12 @@ def set_times(path: bytes, atime: tuple[int, int], mtime: tuple[int, int]) -> No
     """
     if _utimensat(AT_FDCWD, path, _TIMES.pack(*atime, *mtime), 0):
         raise libc.failure()
+
+
+def set_times_at(directory: int, name: bytes, atime: tuple[int, int], mtime: tuple[int, int]) -> None:
+    """utimensat(2) of what is at `name`, be it a symlink: pairs as above."""
+    if _utimensat(directory, name, _TIMES.pack(*atime, *mtime), AT_SYMLINK_NOFOLLOW):
+        raise libc.failure(name)
 
 
 def change_owner(fd: int, uid: int, gid: int) -> None:

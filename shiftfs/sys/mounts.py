@@ -1,4 +1,5 @@
-"""Mount calls: copies of mounts, moving and unmounting. open_tree(2), mount_setattr(2), move_mount(2), umount2(2)."""
+"""Mount calls: copies of mounts, their flags, moving and unmounting. open_tree(2), mount_setattr(2), move_mount(2),
+umount2(2), fsopen(2)."""
 
 import os
 import struct
@@ -7,9 +8,16 @@ from typing import Final
 from . import libc
 
 MNT_DETACH: Final = 2
+RDONLY: Final = 0x1
+NOSUID: Final = 0x2
+NODEV: Final = 0x4
+NOEXEC: Final = 0x8
+"""Flags of one mount, not of its filesystem."""
 
 _OPEN_TREE = 428
 _MOVE_MOUNT = 429
+_FSOPEN = 430
+_FSOPEN_CLOEXEC = 1
 _MOUNT_SETATTR = 442
 _MOVE_FROM_EMPTY_PATH = 0x4
 _MOVE_BENEATH = 0x200
@@ -32,18 +40,11 @@ def clone_tree(fd: int, recursive: bool = True) -> int:
     clone = int(libc.syscall(libc.LONG(_OPEN_TREE), libc.INT(fd), libc.PATH(b""), libc.UINT(flags)))
     if clone < 0:
         raise libc.failure()
-    attributes = struct.pack("=QQQQ", 0, 0, _MS_PRIVATE, 0)
-    if libc.syscall(
-        libc.LONG(_MOUNT_SETATTR),
-        libc.INT(clone),
-        libc.PATH(b""),
-        libc.UINT(_AT_EMPTY_PATH | _AT_RECURSIVE),
-        libc.PATH(attributes),
-        libc.SIZE(len(attributes)),
-    ):
-        error = libc.failure()
+    try:
+        set_flags(clone, private=True, recursive=True)
+    except OSError:
         os.close(clone)
-        raise error
+        raise
     return clone
 
 
@@ -54,6 +55,30 @@ def clone_at(path: bytes) -> int:
     if clone < 0:
         raise libc.failure(path)
     return clone
+
+
+def set_flags(mount: int, *, on: int = 0, off: int = 0, private: bool = False, recursive: bool = False) -> None:
+    """Flags and propagation of the mount at a descriptor, detached or not; CAP_SYS_ADMIN over the mount namespace."""
+    attributes = struct.pack("=QQQQ", on, off, _MS_PRIVATE if private else 0, 0)
+    if libc.syscall(
+        libc.LONG(_MOUNT_SETATTR),
+        libc.INT(mount),
+        libc.PATH(b""),
+        libc.UINT(_AT_EMPTY_PATH | (_AT_RECURSIVE if recursive else 0)),
+        libc.PATH(attributes),
+        libc.SIZE(len(attributes)),
+    ):
+        raise libc.failure()
+
+
+def may_mount() -> bool:
+    """Has this process CAP_SYS_ADMIN over its mount namespace, whose user namespace may be another than its own? A
+    filesystem that is never made tells."""
+    fd = int(libc.syscall(libc.LONG(_FSOPEN), libc.PATH(b"fuse"), libc.UINT(_FSOPEN_CLOEXEC)))
+    if fd < 0:
+        return False
+    os.close(fd)
+    return True
 
 
 def attach(clone: int, path: bytes, *, beneath: bool) -> None:

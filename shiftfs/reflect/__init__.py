@@ -1,0 +1,1 @@
+"""Makes what happens in the layers happen on the mount, too."""
