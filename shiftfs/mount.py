@@ -12,7 +12,7 @@ import subprocess
 from collections.abc import Iterator
 
 from .options import MountOptions
-from .sys import libfuse, mounts
+from .sys import files, libfuse, mounts
 from .sys.mountinfo import MountInfo, listed
 
 _UNMOUNT_SECONDS = 20
@@ -101,7 +101,8 @@ def _words(options: MountOptions) -> Iterator[bytes]:
     yield b"default_permissions"
     if options.allow_other or (options.allow_root and os.geteuid() != 0):
         yield b"allow_other"  # allow_root is allow_other, narrowed by the session; root's mount is root's anyway
-    yield b"ro" if options.read_only else b"rw"
+    # For everybody, and so for the agent too, where the mount alone cannot be made read-only.
+    yield b"ro" if options.read_only and not mounts.may_mount() else b"rw"
     yield b"suid" if options.suid else b"nosuid"
     yield b"dev" if options.dev else b"nodev"
     yield b"exec" if options.exec else b"noexec"
@@ -151,7 +152,27 @@ def find(path: bytes) -> MountInfo | None:
     return found[-1] if found else None
 
 
-def show_inner_root(mounted: MountInfo, name: bytes) -> None:
+def finish(mounted: MountInfo, inner_root: bytes, read_only: bool) -> None:
+    """Make of the new mount what is to be seen, as far as possible: show_inner_root, and a read-only mount of a
+    filesystem that is not. Raises as that does; the session lets nobody change what is read-only."""
+    try:
+        show_inner_root(mounted, inner_root, read_only)
+    except OSError:
+        if read_only:
+            _make_read_only(mounted)
+        raise
+
+
+def _make_read_only(mounted: MountInfo) -> None:
+    fd = os.open(mounted.path, os.O_PATH | os.O_CLOEXEC)
+    try:
+        if _mount_id(fd) == mounted.id:
+            mounts.set_flags(fd, on=mounts.RDONLY)
+    finally:
+        os.close(fd)
+
+
+def show_inner_root(mounted: MountInfo, name: bytes, read_only: bool = False) -> None:
     """Let the mount begin at `name`, a directory just below its root, as a bind mount of it would. Raises OSError if it
     stays as it is, MountError if it is gone.
 
@@ -161,6 +182,8 @@ def show_inner_root(mounted: MountInfo, name: bytes) -> None:
     """
     clone = mounts.clone_at(os.path.join(mounted.path, name))
     try:
+        if read_only:
+            mounts.set_flags(clone, on=mounts.RDONLY)
         try:
             mounts.attach(clone, mounted.path, beneath=True)
         except OSError:
@@ -182,6 +205,21 @@ def _attach_again(clone: int, path: bytes) -> None:
         # Held, since the connection ends with its last mount, and this is to be told before.
         os.dup(clone)
         raise MountError(f"{os.fsdecode(path)}: {error.strerror}; the mount had to be made anew, and was not") from None
+
+
+def clone_for_agent(mounted: MountInfo) -> int:
+    """A descriptor of a mount of the same that nobody sees, and that can be written to: its first directory is that of
+    the mount. Raises OSError. On a worker, since the path may lead through other filesystems."""
+    clone = mounts.clone_at(mounted.path)
+    try:
+        if files.device(clone) != mounted.device:
+            raise OSError(errno.ESTALE, "something else is mounted there", mounted.path)
+        # Whatever a layer may turn into, nothing is to come of opening it but what the mount does.
+        mounts.set_flags(clone, on=mounts.NODEV | mounts.NOSUID | mounts.NOEXEC, off=mounts.RDONLY, private=True)
+    except BaseException:
+        os.close(clone)
+        raise
+    return clone
 
 
 def copies(mounted: MountInfo) -> list[MountInfo]:
@@ -222,7 +260,11 @@ def _id_at(path: bytes) -> int | None:
     except OSError:
         return None
     try:
-        with open(f"/proc/self/fdinfo/{fd}", "rb") as lines:
-            return next(int(line.split()[1]) for line in lines if line.startswith(b"mnt_id:"))
+        return _mount_id(fd)
     finally:
         os.close(fd)
+
+
+def _mount_id(fd: int) -> int:
+    with open(f"/proc/self/fdinfo/{fd}", "rb") as lines:
+        return next(int(line.split()[1]) for line in lines if line.startswith(b"mnt_id:"))
