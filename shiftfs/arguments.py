@@ -104,6 +104,8 @@ layers:
   index=on|off        hard links of lowers stay together when copied up (default), or part
   volatile            sync nothing; after a crash the upper is not to be used
   userxattr           keep what there is to know about upper files in user.overlay.* attributes
+  ghost=keep|drop     what the upper has in a directory of a lower stays when that disappears (default), or goes
+                      with it
 
 owners:
   uidmapping=MAP      users, as REAL:SHOWN:COUNT[:...]: ids in SOURCE, ids on the mount, how many
@@ -121,7 +123,11 @@ access:
   exec, noexec        allow programs to run (default), or not
 
 behaviour:
-  timeout=SECONDS     how long the kernel may trust a name or an attribute unasked (default 1)
+  watch=auto|fanotify|inotify|off
+                      how to hear of changes that others make in the layers: as each allows (auto, default),
+                      in this way alone, or not at all (off)
+  timeout=SECONDS     how long the kernel may trust a name or an attribute unasked (default 1), in layers of whose
+                      changes nothing is heard
   open=auto|refuse|serve
                       whether opening a file reaches this program (default auto)
   atime, noatime      reading updates access times as the mount of SOURCE says, or never (default);

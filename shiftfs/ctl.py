@@ -1,75 +1,84 @@
 """`shiftfsctl`: ask a running mount, and put the mount(8) helpers in place.
 
-Talks to a mount by a private ioctl on its root, so no socket, no name and no namespace is between. Owns nothing.
+Owns the command line, the words for people and the exit status; asking.py talks to the mount.
 """
 
 import argparse
-import errno
-import fcntl
+import functools
+import io
 import json
 import os
 import sys
+import time
 from collections.abc import Sequence
 from typing import Any
 
-from . import __version__
-from .ops.control import REPORT, REPORT_IN, REPORT_OUT, REPORT_SIZE, REPORTS
+from . import __version__, events
+from .asking import CtlError, ask
 
 _HELPERS = ("mount.shiftfs", "mount.fuse.shiftfs")
 
 
-class CtlError(Exception):
-    """One line for standard error."""
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; its exit status."""
+    arguments = _parser().parse_args(argv)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # names are bytes of any kind
+    try:
+        _run(arguments)
+        print(end="", flush=True)
+    except KeyboardInterrupt:
+        events.abandon_output()
+        return 130
+    except events.BadTime as error:
+        return _complain(str(error), 2)
+    except CtlError as error:
+        return _complain(str(error), 1)
+    except BrokenPipeError:  # who reads has had enough
+        events.abandon_output()
+    except OSError as error:
+        events.abandon_output()
+        return _complain(f"standard output: {error.strerror}; give it a place that can be written", 1)
+    return 0
+
+
+def _complain(message: str, code: int) -> int:
+    print(f"shiftfsctl: {message}", file=sys.stderr)
+    return code
+
+
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="shiftfsctl", description="Ask running shiftfs mounts.")
     parser.add_argument("-V", "--version", action="version", version=f"shiftfsctl {__version__}")
     commands = parser.add_subparsers(dest="command", required=True)
-    for name, what in (("status", "what is mounted how"), ("stats", "counts and latency of each operation")):
+    for name, what in (
+        ("status", "what is mounted how"),
+        ("stats", "counts and latency of each operation"),
+        ("events", "what changed in the layers"),
+    ):
         asking = commands.add_parser(name, help=what, description=what)
         asking.add_argument("mount", metavar="MOUNT")
         asking.add_argument("--json", action="store_true", help="as the mount gives it")
+    asking.add_argument("--follow", action="store_true", help="go on until the mount ends")
+    asking.add_argument("--since", metavar="TIME", help="2026-01-31T12:00:00, 12:00, unix seconds, or 5m ago")
     helping = commands.add_parser(
         "install-helpers", help="let `mount -t shiftfs` and `mount -t fuse.shiftfs` find this shiftfs"
     )
     helping.add_argument("--directory", default="/sbin", help="where mount(8) looks (default: /sbin)")
-    arguments = parser.parse_args(argv)
-    try:
-        if arguments.command == "install-helpers":
-            install_helpers(arguments.directory, _program())
-        else:
-            report = ask(arguments.mount, arguments.command)
-            print(report if arguments.json else _readable(json.loads(report)))
-    except CtlError as error:
-        print(f"shiftfsctl: {error}", file=sys.stderr)
-        return 1
-    return 0
+    return parser
 
 
-def ask(mountpoint: str, name: str) -> str:
-    """The report `name` of a mount, as JSON text. Raises CtlError."""
-    try:
-        fd = os.open(mountpoint, os.O_RDONLY | os.O_DIRECTORY)
-    except OSError as error:
-        raise CtlError(f"{mountpoint}: {error.strerror}; give the mountpoint of a running shiftfs") from None
-    try:
-        text = b""
-        while True:
-            argument = bytearray(REPORT_SIZE)
-            REPORT_IN.pack_into(argument, 0, REPORTS.index(name), len(text))
-            fcntl.ioctl(fd, REPORT, argument)
-            (total,) = REPORT_OUT.unpack_from(argument)
-            text += argument[REPORT_OUT.size : REPORT_OUT.size + total - len(text)]
-            if len(text) >= total:
-                return text.decode()
-    except OSError as error:
-        if error.errno == errno.EPERM:
-            raise CtlError(f"{mountpoint}: only root and whoever mounted it may ask") from None
-        raise CtlError(f"{mountpoint}: not the root of a shiftfs mount ({error.strerror})") from None
-    finally:
-        os.close(fd)
+def _run(arguments: argparse.Namespace) -> None:
+    """Raises CtlError, BadTime, OSError of standard output."""
+    if arguments.command == "install-helpers":
+        install_helpers(arguments.directory, _program())
+    elif arguments.command == "events":
+        when = 0.0 if arguments.since is None else events.moment(arguments.since, time.time())
+        asking = functools.partial(ask, arguments.mount, "events")
+        events.show(asking, when, as_json=arguments.json, follow=arguments.follow)
+    else:
+        report = ask(arguments.mount, arguments.command)
+        print(report if arguments.json else _readable(json.loads(report)))
 
 
 def _readable(report: dict[str, Any]) -> str:

@@ -65,7 +65,8 @@ class MountOptions:
     diratime: bool = False  # True only with atime
     sync: bool = False
     dirsync: bool = False
-    timeout: float = 1.0  # seconds
+    timeout: float = 1.0  # seconds, in layers that nobody watches
+    watch: Literal["auto", "fanotify", "inotify", "off"] = "auto"
     max_write: int = 0  # bytes; 0 leaves it to the negotiation
     open: Literal["auto", "refuse", "serve"] = "auto"
     fsname: bytes | None = None
@@ -80,6 +81,7 @@ class MountOptions:
     index: bool = True
     volatile: bool = False
     userxattr: bool = False
+    ghost: Literal["keep", "drop"] = "keep"  # upper files whose directory was lower, and is there no more
     kernel_options: tuple[bytes, ...] = ()  # NAME=VALUE, bare: who joins them quotes the commas
     notes: tuple[str, ...] = ()  # what was accepted and does nothing; said at -d
 

@@ -100,7 +100,9 @@ UNSUPPORTED: Final = frozenset(
 )
 
 # What says how layers are stacked; without any it says nothing.
-FOR_LAYERS: Final = ("upperdir", "workdir", "redirect_dir", "metacopy", "index", "volatile", "userxattr", "xino")
+FOR_LAYERS: Final = (
+    "upperdir", "workdir", "redirect_dir", "metacopy", "index", "volatile", "userxattr", "xino", "ghost"
+)  # fmt: skip
 
 MOST_LOWERS: Final = 500
 KERNEL: Final = ("context", "fscontext", "defcontext", "rootcontext")
@@ -177,6 +179,7 @@ VALUED: Final[Mapping[str, _Valued]] = {
     "userns": _Valued(_name, "the PID of a process in the user namespace, or the path of its file"),
     "subid": _Valued(_name, "a user that has ranges in /etc/subuid and /etc/subgid"),
     "timeout": _Valued(_seconds, "seconds from 0 to 1000000000, such as 1 or 0.5"),
+    "watch": _Valued(_one_of("auto", "fanotify", "inotify", "off"), "auto, fanotify, inotify or off"),
     "max_write": _Valued(_write_size, "bytes from 131072 to 1048576, or 0 for the default"),
     "open": _Valued(_one_of("auto", "refuse", "serve"), "auto, refuse or serve"),
     "fsname": _Valued(_name, "a name to be shown as the source"),
@@ -189,6 +192,7 @@ VALUED: Final[Mapping[str, _Valued]] = {
     "redirect_dir": _Valued(_one_of("on", "off", "follow", "nofollow"), "on, off, follow or nofollow"),
     "metacopy": _Valued(_switch, "on or off"),
     "index": _Valued(_switch, "on or off"),
+    "ghost": _Valued(_one_of("keep", "drop"), "keep or drop"),
     **{name: _Valued(_context, "a security context without double quotes") for name in KERNEL},
 }
 

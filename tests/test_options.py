@@ -43,8 +43,9 @@ def test_the_defaults_of_root_and_of_a_user() -> None:
     user = MountOptions(b"/src", b"/mnt")
     assert parse("/src", "/mnt", is_root=False) == user
     assert parse("/src", "/mnt") == dataclasses.replace(user, allow_other=True, suid=True)
-    assert (user.timeout, user.subtype, user.open, user.default_permissions) == (
+    assert (user.timeout, user.watch, user.subtype, user.open, user.default_permissions) == (
         1.0,
+        "auto",
         b"shiftfs",
         "auto",
         True,
@@ -230,6 +231,8 @@ def test_a_flag_takes_no_value() -> None:
         ("max_write=131072", "max_write", 131072),
         ("open=refuse", "open", "refuse"),
         ("open=serve", "open", "serve"),
+        *((f"watch={word}", "watch", word) for word in ("auto", "fanotify", "inotify", "off")),
+        ("watch=off,watch=auto", "watch", "auto"),
         ("fsname=a=b", "fsname", b"a=b"),
         ("fsname=a\\,b\\:c\\\\d\\e", "fsname", b"a,b:c\\d\\e"),
         ('fsname="a,b"', "fsname", b"a,b"),
@@ -257,6 +260,7 @@ def test_values(text: str, field: str, expected: object) -> None:
         ),
         *((f"max_write={value}", "131072 to 1048576") for value in ("1", "131071", "1048577", "-1", "x", "")),
         *((f"open={value}", "auto, refuse or serve") for value in ("", "maybe", "Auto")),
+        *((f"watch={value}", "auto, fanotify, inotify or off") for value in ("", "on", "Off", "fanotify:inotify")),
         ("fsname=", "a name"),
         ("context=", "a security context"),
         ('context=\\"a', "a security context"),
@@ -268,7 +272,7 @@ def test_a_bad_value_is_refused_with_its_option_and_what_is_allowed(text: str, s
     assert message.startswith((repr(text), repr(text.replace("\\", ""))))
 
 
-@pytest.mark.parametrize("name", ["timeout", "uidmapping", "userns", "subid", "open", "fsname"])
+@pytest.mark.parametrize("name", ["timeout", "uidmapping", "userns", "subid", "open", "watch", "fsname"])
 def test_a_value_left_out_is_asked_for(name: str) -> None:
     assert refusal_of(name).startswith(f"{name} needs a value: ")
 

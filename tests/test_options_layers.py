@@ -88,7 +88,7 @@ def test_the_mountpoint_may_not(operands: list[str], said: str) -> None:
 
 def test_the_defaults() -> None:
     parsed = parse(f"lowerdir=/l,{PAIR}")
-    assert (parsed.redirect_dir, parsed.metacopy, parsed.index) == ("on", False, True)
+    assert (parsed.redirect_dir, parsed.metacopy, parsed.index, parsed.ghost) == ("on", False, True, "keep")
     assert not (parsed.volatile or parsed.userxattr or parsed.notes)
 
 
@@ -102,6 +102,9 @@ def test_the_defaults() -> None:
         ("index=off", "index", False),
         ("volatile", "volatile", True),
         ("userxattr", "userxattr", True),
+        ("ghost=keep", "ghost", "keep"),
+        ("ghost=drop", "ghost", "drop"),
+        ("watch=inotify", "watch", "inotify"),
     ],
 )
 def test_how_layers_are_stacked(text: str, field: str, expected: object) -> None:
@@ -137,6 +140,8 @@ def test_without_an_upper_volatile_is_told_to_do_nothing() -> None:
         ("lowerdir=/l,redirect_dir=maybe", "'redirect_dir=maybe' cannot be; redirect_dir takes on, off, follow"),
         ("lowerdir=/l,metacopy=1", "'metacopy=1' cannot be; metacopy takes on or off"),
         ("lowerdir=/l,index=", "'index=' cannot be; index takes on or off"),
+        ("lowerdir=/l,ghost=on", "'ghost=on' cannot be; ghost takes keep or drop"),
+        ("lowerdir=/l,ghost", "ghost needs a value: keep or drop"),
         ("lowerdir=/l,volatile=1", "volatile takes no value"),
         ("lowerdir=/l,userxattr=on", "userxattr takes no value"),
         *(
@@ -151,7 +156,17 @@ def test_what_cannot_be_stacked_is_refused(text: str, said: str) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["upperdir=/u", "workdir=/w", "redirect_dir=on", "metacopy=off", "index=on", "volatile", "userxattr", "xino=off"],
+    [
+        "upperdir=/u",
+        "workdir=/w",
+        "redirect_dir=on",
+        "metacopy=off",
+        "index=on",
+        "volatile",
+        "userxattr",
+        "xino=off",
+        "ghost=keep",
+    ],
 )
 def test_what_is_for_layers_alone_is_refused_without_any(text: str) -> None:
     name = text.partition("=")[0]

@@ -18,11 +18,12 @@ from .context import Context, Payload
 REPORT_SIZE: Final = 16000
 """Bytes of one answer; an ioctl's size has 14 bits."""
 REPORT: Final = 3 << 30 | REPORT_SIZE << 16 | 0x53 << 8 | 0xF5
-"""_IOWR('S', 0xf5, char[16000]) on the root directory. In: which report (REPORTS' index), offset in bytes. Out: the
-report's total length, then its bytes from there on. Offset 0 makes the report anew."""
-REPORT_IN: Final = struct.Struct("=II")
+"""_IOWR('S', 0xf5, char[16000]) on the root directory. In: which report (REPORTS' index), offset in bytes; for `events`
+the number of the last change that is known, and the time (seconds since the epoch) before which none is wanted: zeros
+are all that are kept. Out: the report's total length, then its bytes from there on. Offset 0 makes the report anew."""
+REPORT_IN: Final = struct.Struct("=IIQd")
 REPORT_OUT: Final = struct.Struct("=I")
-REPORTS: Final = ("status", "stats")
+REPORTS: Final = ("status", "stats", "events")
 
 _GETFLAGS: Final = 0x80086601
 _SETFLAGS: Final = 0x40086602
@@ -60,12 +61,13 @@ def _report(ctx: Context, header: Header, request: requests.Ioctl) -> Payload:
         raise OSError(errno.EPERM, os.strerror(errno.EPERM))
     if len(request.data) != REPORT_SIZE:
         raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
-    which, offset = REPORT_IN.unpack_from(request.data)
+    which, offset, *wanted = REPORT_IN.unpack_from(request.data)
     if which >= len(REPORTS):
         raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
     name = REPORTS[which]
-    if offset == 0 or name not in ctx.reports:
-        ctx.reports[name] = ctx.report(name)
-    report = ctx.reports[name]
+    made = ctx.reports.get(name)
+    if offset == 0 or made is None or made[0] != wanted:
+        made = ctx.reports[name] = (wanted, ctx.report(name, *wanted))
+    report = made[1]
     part = report[offset : offset + REPORT_SIZE - REPORT_OUT.size]
     return replies.ioctl(0, REPORT_OUT.pack(len(report)) + part)

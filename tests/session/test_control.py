@@ -21,9 +21,11 @@ class Reports:
 
     def __init__(self) -> None:
         self.made: list[str] = []
+        self.wanted: list[tuple[int, float]] = []
 
-    def __call__(self, name: str) -> bytes:
+    def __call__(self, name: str, after: int, when: float) -> bytes:
         self.made.append(name)
+        self.wanted.append((after, when))
         return b"%s %d " % (name.encode(), len(self.made)) + bytes(2 * ROOM)
 
 
@@ -42,10 +44,10 @@ def mount(reports: Reports) -> Iterator[Served]:
 
 
 def ask(
-    mount: Served, which: int = 0, offset: int = 0, *, uid: int = 0, nodeid: int = ROOT_ID, command: int = REPORT,
-    size: int = REPORT_SIZE,
+    mount: Served, which: int = 0, offset: int = 0, after: int = 0, when: float = 0.0, *, uid: int = 0,
+    nodeid: int = ROOT_ID, command: int = REPORT, size: int = REPORT_SIZE,
 ) -> Answer:  # fmt: skip
-    argument = REPORT_IN.pack(which, offset).ljust(size, b"\0")[:size]
+    argument = REPORT_IN.pack(which, offset, after, when).ljust(size, b"\0")[:size]
     body = struct.pack("@QIIQII", 0, 0, command, 0, len(argument), REPORT_SIZE) + argument
     return mount.device.ask(Opcode.IOCTL, body, nodeid, uid=uid)
 
@@ -73,7 +75,7 @@ def test_parts_are_of_one_report(mount: Served, reports: Reports) -> None:
 
 def test_a_long_report_comes_whole() -> None:
     tree, text = MemoryTree(), os.urandom(2 * REPORT_SIZE)
-    with served(tree, report=lambda name: text) as running:
+    with served(tree, report=lambda name, *wanted: text) as running:
         found = b""
         while len(found) < len(text):
             total, more = part(ask(running, offset=len(found)))
@@ -92,6 +94,29 @@ def test_one_does_not_disturb_the_other(mount: Served) -> None:
 def test_a_later_part_before_the_first_makes_it(mount: Served, reports: Reports) -> None:
     assert len(part(ask(mount, 1, ROOM))[1]) > 0
     assert reports.made == ["stats"]
+
+
+def test_what_is_wanted_of_events_reaches_the_report(mount: Served, reports: Reports) -> None:
+    which = REPORTS.index("events")
+    assert part(ask(mount, which, 0, 2**64 - 1, 1.5))[1].startswith(b"events 1 ")
+    assert part(ask(mount, which, ROOM, 2**64 - 1, 1.5))[1] == bytes(ROOM), "a part of the same"
+    assert part(ask(mount, which))[1].startswith(b"events 2 ")
+    assert reports.wanted == [(2**64 - 1, 1.5), (0, 0.0)]
+
+
+def test_a_part_of_what_another_has_asked_for_meanwhile_is_none_of_theirs(mount: Served, reports: Reports) -> None:
+    which = REPORTS.index("events")
+    part(ask(mount, which, 0, 7))
+    part(ask(mount, which, 0, 8))
+    assert part(ask(mount, which, ROOM, 7))[1] == bytes(ROOM)
+    assert [after for after, _ in reports.wanted] == [7, 8, 7]
+
+
+def test_an_argument_of_which_and_offset_alone_is_as_good(mount: Served, reports: Reports) -> None:
+    """As shiftfsctl gave it before there were events: zeros follow."""
+    assert REPORT_IN.pack(1, 0, 0, 0.0) == struct.pack("=II", 1, 0).ljust(REPORT_IN.size, b"\0")
+    assert part(ask(mount, 1))[1].startswith(b"stats 1 ")
+    assert reports.wanted == [(0, 0.0)]
 
 
 @pytest.mark.parametrize("owner", [0, 1000])
