@@ -109,6 +109,7 @@ class CopyUp:
             metadata.copy(lower.fd, made.fd, attributes)
             self._note_origin(entry, lower, made.fd)
             self._publish(entry, made, partial(self._move, name))
+        self._lookup.identities.add(entry)
 
     def _special(self, entry: Entry) -> None:
         """A symlink, fifo, socket or device."""

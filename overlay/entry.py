@@ -4,7 +4,7 @@ A Real is one real inode in one layer; an Entry is an inode of the mount, made o
 Loop thread.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from shiftfs.descriptors import Descriptors
 from shiftfs.descriptors import Entry as LayerEntry
@@ -48,10 +48,12 @@ class Entry:
     Directories: `upper` and all `lowers` that are merged, top to bottom. Others: `upper`, or the topmost of `lowers`,
     is what they are; the last of `lowers` has the content where there is one (without an upper, or with one that has
     metadata only). `key` never changes; it is the origin's. `links` is kept for those that have an index, `gate` while
-    it is being copied up; `removed` once it has no name on the mount any more.
+    it is being copied up; `removed` once it has no name on the mount any more. `has_other_numbers`: directories in it
+    may have other numbers on the mount than in their layers. `listed`: the merged parts, and their times, when the
+    directory was last listed.
     """
 
-    __slots__ = ("gate", "key", "links", "lowers", "name", "parent", "removed", "upper")
+    __slots__ = ("gate", "has_other_numbers", "key", "links", "listed", "lowers", "name", "parent", "removed", "upper")
 
     def __init__(self, parent: "Entry | None", name: bytes, key: RealKey) -> None:
         self.parent = parent
@@ -62,6 +64,8 @@ class Entry:
         self.links: Links | None = None
         self.gate: Gate | None = None
         self.removed = False
+        self.has_other_numbers = False
+        self.listed: tuple[Any, ...] | None = None
 
     @property
     def top(self) -> Real:

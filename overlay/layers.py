@@ -14,11 +14,12 @@ from shiftfs.tree import Attributes, Descriptor, RealKey
 from . import xattrs
 from .entry import Real
 from .stack import Stack
-from .whiteout import PREFIX
+from .whiteout import MARKED, PREFIX
 from .workdir import WorkDirectory
 from .xattrs import Private
 
-_LOST: Final = frozenset({errno.ESTALE, errno.ENOENT, errno.ENOTDIR})
+LOST: Final = frozenset({errno.ESTALE, errno.ENOENT, errno.ENOTDIR})
+"""What a layer says of something that is not there any more."""
 _LONGEST_HIDDEN: Final = 255 - len(PREFIX)
 
 
@@ -32,11 +33,13 @@ class Layers:
         for layer in stack.layers:
             beside = self.held[0] if self.held else None
             self.held.append(Descriptors(layer, bound, unlinked, noatime, beside))
+        self.first_lower = 1 if stack.work else 0
         self.roots = [self._known(index, layer.root) for index, layer in enumerate(stack.layers)]
         self._own = os.geteuid()
         self._is_cautious = stack.work.prefix == xattrs.TRUSTED if stack.work else is_root_of_all()
         index = stack.work.index if stack.work else None
         self.index = self._known(0, index) if index is not None else None
+        self.refresh_roots()
 
     def _known(self, layer: int, opened: Descriptor) -> Real:
         """A directory that stays open for good."""
@@ -50,9 +53,16 @@ class Layers:
             return self.layers[directory.layer].find((directory.path or directory.held.path(directory)).fd, name)
         except OSError as error:
             # ESTALE and the others: the directory has been removed or replaced behind the mount.
-            if error.errno in _LOST and directory.parent is not None:
+            if error.errno in LOST and (directory.parent is not None or directory.layer >= self.first_lower):
                 return None
             raise
+
+    def refresh_roots(self) -> None:
+        """Read the marks on the layers' root directories, which nobody looks up."""
+        for root in self.roots:
+            private = self.private(root)
+            root.is_marked = private.get(xattrs.OPAQUE) == MARKED
+            root.is_impure = root.is_impure or xattrs.IMPURE in private
 
     def hides(self, directory: Real, name: bytes) -> bool:
         """Has the layer a file that hides the name in those below (`.wh.NAME`)?"""
@@ -74,6 +84,22 @@ class Layers:
     def attributes(self, real: Real) -> Attributes:
         """What the layer says of the very inode. ESTALE if it is not to be found any more."""
         return real.held.attributes(real)
+
+    def attributes_of(self, directories: tuple[Real, ...]) -> Attributes:
+        """Those of the first that has not been removed; ESTALE, or those of a removed one, if all have been."""
+        gone: Attributes | None = None
+        for one in directories:
+            try:
+                a = self.attributes(one)
+            except OSError as error:
+                if error.errno not in LOST or (one is directories[-1] and gone is None):
+                    raise
+            else:
+                if a.nlink or one.key[0] in self.layers[one.layer].remote:  # some FUSE filesystems never count
+                    return a
+                gone = gone or a
+        assert gone is not None
+        return gone
 
 
 def is_root_of_all() -> bool:

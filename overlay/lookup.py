@@ -16,7 +16,8 @@ from shiftfs.tree import Attributes, RealKey
 
 from . import origin, whiteout, xattrs
 from .entry import Entry, Found, Links, Real
-from .layers import Layers
+from .identity import Identities
+from .layers import LOST, Layers
 from .origin import Origins
 from .xattrs import Private
 
@@ -24,18 +25,22 @@ _DIRECTORY: Final = 4
 _REGULAR: Final = 8
 _SYMLINK: Final = 10
 _REMEMBERED: Final = 65536
+_RACED: Final = LOST | {errno.ENODATA}
 Place = tuple[Real, bytes]
 """A directory of a layer and a name in it."""
 
 
 class Lookup:
-    """`known` gives the entry of an inode that the kernel knows. `follows`: redirects are obeyed, not refused."""
+    """`known` gives the entry of an inode that the kernel knows. `follows`: redirects are obeyed, not refused. `drops`:
+    directories of the upper whose lower ones have disappeared do not show (`ghost=drop`)."""
 
-    def __init__(self, layers: Layers, follows: bool) -> None:
+    def __init__(self, layers: Layers, follows: bool, drops: bool = False) -> None:
         self._layers = layers
         self._follows = follows
-        self._first_lower = 1 if layers.work else 0
+        self.drops = drops
+        self._first_lower = layers.first_lower
         self.origins = Origins(layers.layers[self._first_lower :])
+        self.identities = Identities(self._is_there)
         self.known: Callable[[RealKey], Entry | None] = lambda key: None
         self.came_from: LRUCache[RealKey, RealKey] = LRUCache(_REMEMBERED)
         """Origins of upper inodes that cannot say theirs themselves, as long as this mount lasts."""
@@ -44,6 +49,14 @@ class Lookup:
         """What the name leads to on the mount; None for nothing."""
         if name[:4] == whiteout.PREFIX:
             return None
+        try:
+            return self._find(directory, name)
+        except OSError as error:
+            if error.errno not in _RACED:
+                raise
+        return self._find(directory, name)  # it has gone between two looks: what is below may show
+
+    def _find(self, directory: Entry, name: bytes) -> Found | None:
         reals = directory.reals
         find = self._layers.find
         for depth, real in enumerate(reals):
@@ -64,7 +77,7 @@ class Lookup:
             parent.layer < self._first_lower
             or attributes.mode >> 12 not in (_REGULAR, _SYMLINK)
             or (attributes.nlink > 1 and self._layers.index is not None)
-            or self._private(parent, name, attributes)
+            or self.private(parent, name, attributes)
         ):
             return None
         for above in reals[:depth]:
@@ -72,9 +85,17 @@ class Lookup:
                 return None
         return self._lower_alone(directory, attributes, (parent.child(name, key),))
 
+    def _is_there(self, real: Real) -> bool:
+        seen = self._layers.find(real.parent, real.name) if real.parent is not None else None
+        return seen is not None and seen[0] == real.key
+
     def covered(self, directory: Entry, name: bytes) -> bool:
         """Is there anything of that name in the lower layers, which a whiteout has to hide?"""
-        return self._over(directory, name, [(real, name) for real in directory.lowers], []) is not None
+        return self.shows(directory, name, directory.lowers)
+
+    def shows(self, directory: Entry, name: bytes, layers: tuple[Real, ...]) -> bool:
+        """Would there be anything of that name if the directory were made of no more than these?"""
+        return self._over(directory, name, [(real, name) for real in layers], []) is not None
 
     def _over(
         self, directory: Entry, name: bytes, places: Iterable[Place], unchecked: list[Place]
@@ -92,16 +113,16 @@ class Lookup:
             if whiteout.is_device(attributes) or self._hidden(unchecked):
                 break
             unchecked = [place]
-            private = self._private(parent, wanted, attributes, bool(hits))
-            if xattrs.WHITEOUT in private and parent.is_marked and whiteout.may_be_by_xattr(attributes):
+            private = self.private(parent, wanted, attributes, bool(hits))
+            if self.is_by_xattr(parent, attributes, private):
                 break
-            if hits and not _continues(hits[-1][0].key, key):
+            if hits and not continues(hits[-1][0].key, key):
                 break
             real = parent.child(wanted, key)
             real.is_marked = private.get(xattrs.OPAQUE) == whiteout.MARKED
             real.is_impure = xattrs.IMPURE in private
             hits.append((real, attributes, private))
-            if not self._goes_on(real, private):
+            if not self.goes_on(real, private):
                 break
             redirect = whiteout.redirect_of(private)
             if redirect is not None:
@@ -111,7 +132,7 @@ class Lookup:
                 unchecked = []  # what hides the name here hides something else
         return self._found(directory, name, hits) if hits else None
 
-    def _private(self, parent: Real, name: bytes, attributes: Attributes, is_below: bool = False) -> Private:
+    def private(self, parent: Real, name: bytes, attributes: Attributes, is_below: bool = False) -> Private:
         """The overlay's own attributes of what has been found, as far as there can be any that matter. `is_below`: it
         is to go with something above."""
         kind = attributes.mode >> 12
@@ -125,11 +146,15 @@ class Lookup:
             return xattrs.private(parent.fd, name, self._layers.believes(attributes))
         return {}
 
+    def is_by_xattr(self, parent: Real, attributes: Attributes, private: Private) -> bool:
+        """Is what was found beneath `parent` a whiteout by attribute?"""
+        return xattrs.WHITEOUT in private and parent.is_marked and whiteout.may_be_by_xattr(attributes)
+
     def _hidden(self, places: list[Place]) -> bool:
         """Has one of the layers above a file that says so?"""
         return any(self._layers.hides(real, name) for real, name in places)
 
-    def _goes_on(self, real: Real, private: Private) -> bool:
+    def goes_on(self, real: Real, private: Private) -> bool:
         """Do the layers below have a part in it?"""
         if real.layer == len(self._layers.layers) - 1:
             return False
@@ -158,7 +183,7 @@ class Lookup:
                     above = None
                     below += path[depth:]
                     break
-                private = self._private(above, name, seen[1])
+                private = self.private(above, name, seen[1])
                 last = last or whiteout.is_opaque(above.fd, name, private)
                 redirect = whiteout.redirect_of(private) or [name]
                 below = redirect[1:] if not redirect[0] else [*below, redirect[0]]
@@ -177,16 +202,30 @@ class Lookup:
             raise OSError(errno.EIO, os.strerror(errno.EIO))  # as the kernel: metadata whose content is nowhere
         reals = tuple(real for real, _, _ in hits)
         if top.layer >= self._first_lower:
-            if attributes.nlink > 1 and self._layers.index is not None and not is_directory(top.key):
+            if is_directory(top.key):
+                key = self.identities.of_directory(directory, name, None, reals)
+                return Found(key, attributes, None, reals, None)
+            if attributes.nlink > 1 and self._layers.index is not None:
                 return self._by_index(directory, top, attributes, reals)
             return self._lower_alone(directory, attributes, reals)
         if is_directory(top.key):
-            key = reals[1].key if len(reals) > 1 else top.key
-            return Found(self._own_if_taken(key, top, directory, name, False), attributes, top, reals[1:], None)
+            if len(reals) == 1 and self.would_be_ghost(top, private) and self.goes_on(top, private):
+                return None
+            key = self.identities.of_directory(directory, name, top, reals[1:])
+            return Found(key, attributes, top, reals[1:], None)
         key = self._origin(top, private)
         links = self._links(private, attributes)
         return Found(
             self._own_if_taken(key, top, directory, name, links is not None), attributes, top, reals[1:], links
+        )
+
+    def would_be_ghost(self, upper: Real, private: Private) -> bool:
+        """Is it a directory that is not to show without a lower one: has it come up from one, rather than been made in
+        the upper?"""
+        return (
+            self.drops
+            and upper.layer < self._first_lower
+            and (xattrs.ORIGIN in private or xattrs.OWN_ORIGIN in private or upper.key in self.came_from)
         )
 
     def _by_index(self, directory: Entry, lower: Real, attributes: Attributes, reals: tuple[Real, ...]) -> Found:
@@ -252,6 +291,6 @@ class Lookup:
         return b"/" + b"/".join(reversed(names))
 
 
-def _continues(above: RealKey, below: RealKey) -> bool:
+def continues(above: RealKey, below: RealKey) -> bool:
     """Does it go with what the layers above have: a directory with a directory, content with metadata?"""
     return is_directory(below) if is_directory(above) else below[3] == _REGULAR

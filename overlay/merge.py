@@ -13,14 +13,18 @@ from shiftfs.sys import files
 from shiftfs.tree import Descriptor
 
 from . import whiteout, xattrs
+from .entry import Entry, Real
+from .layers import LOST
 
 _DIRECTORY: Final = 4
 _CHARACTER_DEVICE: Final = 2
 _REGULAR: Final = 8
 _UNKNOWN: Final = 0
-_GONE: Final = frozenset({errno.ENOENT, errno.ESTALE, errno.ENOTDIR})
 
 UNKNOWN_NUMBER: Final = 0
+NUMBERS_OF_ALL: Final = 2
+NUMBERS_OF_FILES: Final = 1
+NUMBERS_OF_NONE: Final = 0
 
 
 class Part(NamedTuple):
@@ -43,15 +47,45 @@ class Name(NamedTuple):
     kind: int
 
 
+def parts(entry: Entry, drops: bool) -> tuple[Part, ...]:
+    """The directories that make up one of the mount, as far as they are still there. `drops`: those of the upper may
+    not show. ESTALE where all have gone."""
+    found: list[Part] = []
+    lost: OSError | None = None
+    for one in entry.reals:
+        try:
+            path = one.held.path(one)
+        except OSError as error:
+            if error.errno not in LOST:
+                raise
+            lost = lost or error
+        else:
+            found.append(Part(path, one.key[0], one.is_marked, _tells_numbers(entry, one, drops)))
+    if lost is not None and not found:
+        raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+    return tuple(found)
+
+
+def _tells_numbers(entry: Entry, one: Real, drops: bool) -> int:
+    if one is entry.upper:
+        if one.is_impure:
+            return NUMBERS_OF_NONE
+        if entry.lowers or drops:
+            return NUMBERS_OF_FILES
+    return NUMBERS_OF_FILES if entry.has_other_numbers else NUMBERS_OF_ALL
+
+
 def merged(parts: tuple[Part, ...], noatime: int) -> list[Name]:
-    """All names, top layer first."""
+    """All names, top layer first. ENOENT where all directories have gone."""
     listed: list[Name] = []
     seen: set[bytes] = set()
+    lost = 0
     for depth, part in enumerate(parts):
         try:
             rows = layer.list_names(part.held.fd, noatime)
         except OSError as error:
-            if error.errno not in _GONE or depth == 0:
+            lost += 1
+            if error.errno not in LOST or lost == len(parts):
                 raise
             continue
         last = depth == len(parts) - 1
@@ -66,7 +100,9 @@ def merged(parts: tuple[Part, ...], noatime: int) -> list[Name]:
                 seen.add(name)
             if _may_be_whiteout(part, kind) and _is_whiteout(part, name):
                 continue
-            told = part.tells_numbers == 2 or (part.tells_numbers == 1 and kind not in (_DIRECTORY, _UNKNOWN))
+            told = part.tells_numbers == NUMBERS_OF_ALL or (
+                part.tells_numbers == NUMBERS_OF_FILES and kind not in (_DIRECTORY, _UNKNOWN)
+            )
             listed.append(Name(name, part.device, number if told else UNKNOWN_NUMBER, kind))
         seen.update(hidden)
     return listed

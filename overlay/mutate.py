@@ -11,6 +11,7 @@ import stat
 from collections.abc import Callable, Iterator
 from typing import Final, TypeVar
 
+from shiftfs.descriptors import is_directory
 from shiftfs.layer import magic_link
 from shiftfs.sys import files
 from shiftfs.tree import Work
@@ -345,14 +346,30 @@ class Mutation:
 
     def check_free(self, directory: Entry, name: bytes, flags: int) -> None:
         """Before a rename: EEXIST if the name is to be free and is not, EINVAL for one that stands for a whiteout."""
-        if flags & files.RENAME_NOREPLACE:
-            self._refuse_existing(directory, name)
         whiteout.check_name(name)
+        if flags & files.RENAME_NOREPLACE or self._lookup.drops:
+            found = self._lookup.find(directory, name)
+            if found is None:
+                self._lay_ghost(directory, name)
+            elif flags & files.RENAME_NOREPLACE:
+                raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
 
     def _refuse_existing(self, directory: Entry, name: bytes) -> None:
         whiteout.check_name(name)
         if self._lookup.find(directory, name) is not None:
             raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
+        self._lay_ghost(directory, name)
+
+    def _lay_ghost(self, directory: Entry, name: bytes) -> None:
+        """Something is to take a name at which nothing shows: what `ghost=drop` leaves out there goes for good."""
+        upper = self._upper(directory)
+        seen = self._layers.find(upper, name) if self._lookup.drops else None
+        if seen is None or not is_directory(seen[0]):
+            return
+        if self._lookup.covered(directory, name):
+            self._replace_by_whiteout(upper, name)
+        else:
+            self._take_away(upper, name)
 
 
 def _default_acl(fd: int) -> bytes | None:

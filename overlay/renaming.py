@@ -50,7 +50,8 @@ class Renaming:
         covered = self._lookup.covered(directory, name)
         self._prepare(moved, directory, name, to, new_name)
         if exchange:
-            assert replaced is not None
+            if replaced is None:  # it has gone behind the mount just now
+                raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
             self.check(replaced)
             self._prepare(replaced, to, new_name, directory, name)
         elif replaced is not None:

@@ -7,10 +7,9 @@ import errno
 import os
 import stat
 from collections.abc import Callable
-from typing import Final
 
 from shiftfs import layer as real
-from shiftfs.descriptors import is_directory, leads_through
+from shiftfs.descriptors import is_directory
 from shiftfs.layer import magic_link
 from shiftfs.sys import files
 from shiftfs.tree import Attributes, Change, Descriptor, Listed, RealKey, Space, Steps, Work
@@ -18,6 +17,7 @@ from shiftfs.tree import Attributes, Change, Descriptor, Listed, RealKey, Space,
 from . import merge, metadata, xattrs
 from .copyup import CopyUp
 from .entry import Entry, Found, Real
+from .identity import note_number
 from .layers import Layers
 from .lookup import Lookup
 from .merge import Part
@@ -25,12 +25,9 @@ from .mutate import Mutation
 from .numbers import Numbers
 from .renaming import Renaming
 from .stack import Stack
-from .whiteout import MARKED
+from .visible import Visible
 
 _new = tuple.__new__
-_NUMBERS_OF_ALL: Final = 2
-_NUMBERS_OF_FILES: Final = 1
-_NUMBERS_OF_NONE: Final = 0
 
 
 class _Writing:
@@ -61,19 +58,22 @@ class OverlayTree:
 
     def __init__(
         self, stack: Stack, bound: int, unlinked: int = 1024, *, redirect_dir: str = "on", metacopy: bool = False,
-        noatime: bool = True, nodiratime: bool = True,
+        noatime: bool = True, nodiratime: bool = True, ghost: str = "keep",
     ) -> None:  # fmt: skip
-        """`bound` and `unlinked` as for SourceTree. `redirect_dir`: on, off, follow or nofollow, as the kernel's."""
+        """`bound` and `unlinked` as for SourceTree. `redirect_dir`: on, off, follow or nofollow, as the kernel's.
+        `ghost`: keep or drop directories of the upper whose lower ones have disappeared."""
         self._layers = layers = Layers(stack, bound, unlinked, noatime)
-        self._lookup = Lookup(layers, follows=redirect_dir != "nofollow")
+        self._lookup = Lookup(layers, follows=redirect_dir != "nofollow", drops=ghost == "drop")
+        self._identities = self._lookup.identities
+        self._visible = visible = Visible(layers, self._lookup)
+        self.contributors, self.hidden, self.covered = visible.contributors, visible.hidden, visible.covered
+        self.concerns, self.refresh_root = visible.concerns, layers.refresh_roots
+        self.tells_changes, self.keys_of, self.came_from = visible.tells_changes, visible.keys_of, visible.came_from
+        self.lists_anew, self.listing_changed = visible.lists_anew, visible.listing_changed
         self._writing = _Writing(layers, self._lookup, redirect_dir, metacopy) if stack.work else None
         self._noatime = os.O_NOATIME if nodiratime else 0
         self._numbers = Numbers(one.device for one in stack.layers)
         self.volatile = stack.work is not None and stack.work.volatile
-        for root in layers.roots:
-            private = layers.private(root)
-            root.is_marked = private.get(xattrs.OPAQUE) == MARKED
-            root.is_impure = xattrs.IMPURE in private
         if self._writing is not None:
             self._writing.names.sweep_index()
         lowers = tuple(layers.roots[1:] if stack.work else layers.roots)
@@ -84,7 +84,7 @@ class OverlayTree:
     # --- what there is ---
 
     def knows(self, entry_of: Callable[[RealKey], Entry | None]) -> None:
-        self._lookup.known = entry_of
+        self._lookup.known = self._identities.known = entry_of
 
     def root_attributes(self) -> tuple[RealKey, Attributes]:
         return self.root.key, self.attributes(self.root)
@@ -116,42 +116,22 @@ class OverlayTree:
     def entry(self, directory: Entry, name: bytes, key: RealKey, place: Found) -> Entry:
         made = Entry(directory, name, key)
         made.upper, made.lowers, made.links = place.upper, place.lowers, place.links
+        if is_directory(key):
+            self._identities.add(made)
+            note_number(made, directory)
         return made
 
     def found_at(self, entry: Entry, directory: Entry, name: bytes, place: Found) -> None:
-        if entry.gate is not None:
-            return
-        if entry.parent is not directory and is_directory(entry.key) and leads_through(directory, entry):
-            return  # renames behind the mount; a circle would have no end
-        entry.parent, entry.name, entry.removed = directory, name, False
-        entry.upper = self._kept(entry.upper, place.upper)
-        if place.lowers != entry.lowers:
-            known = {one.key: one for one in entry.lowers}
-            entry.lowers = tuple(self._kept(known.pop(one.key, None), one) or one for one in place.lowers)
-            for one in known.values():
-                one.held.release(one)
-        entry.links = place.links
-
-    def _kept(self, old: Real | None, new: Real | None) -> Real | None:
-        """The real inode as it was known, if it is the same; else the new one."""
-        if old is None or old is new:
-            return new
-        if new is None or old.key != new.key:
-            old.held.release(old)
-            return new
-        if new.parent is not None:
-            old.parent, old.name = new.parent, new.name
-        old.is_marked, old.is_impure = new.is_marked, old.is_impure or new.is_impure
-        if old.path is not None:
-            old.held.unpin(old)
-        return old
+        self._identities.found_at(entry, directory, name, place)
 
     def release(self, entry: Entry) -> None:
+        if is_directory(entry.key):
+            self._identities.remove(entry)
         for one in entry.reals:
             one.held.release(one)
 
     def attributes(self, entry: Entry) -> Attributes:
-        a = self._layers.attributes(entry.top)
+        a = self._layers.attributes_of(entry.reals) if is_directory(entry.key) else self._layers.attributes(entry.top)
         if entry.removed:
             a = _new(Attributes, (*a[:10], 0, *a[11:]))
         elif entry.links is None and a.ino == entry.key[1] and a.device == entry.key[0] and not entry.lowers:
@@ -168,23 +148,8 @@ class OverlayTree:
         return self._numbers.of(key[0], key[1])
 
     def held(self, entry: Entry) -> tuple[Part, ...]:
-        parts: list[Part] = []
-        for one in entry.reals:
-            try:
-                path = one.held.path(one)
-            except OSError as error:
-                if error.errno != errno.ESTALE or (one is entry.reals[-1] and not parts):
-                    raise
-                continue  # gone from that layer; the others' names are still there
-            parts.append(Part(path, one.key[0], one.is_marked, self._tells_numbers(entry, one)))
-        return tuple(parts)
-
-    def _tells_numbers(self, entry: Entry, one: Real) -> int:
-        if one is not entry.upper:
-            return _NUMBERS_OF_ALL
-        if one.is_impure:
-            return _NUMBERS_OF_NONE
-        return _NUMBERS_OF_FILES if entry.lowers else _NUMBERS_OF_ALL
+        self._visible.lists(entry)
+        return merge.parts(entry, self._lookup.drops)
 
     def listing(self, held: tuple[Part, ...]) -> list[Listed]:
         number = self._numbers.of
@@ -224,6 +189,11 @@ class OverlayTree:
     def open_waiting(self, held: Descriptor, flags: int) -> Descriptor:
         return Descriptor(real.reopen(held.fd, flags), os.close, flags & os.O_ACCMODE != os.O_RDONLY)
 
+    def open_anew(self, entry: Entry) -> None:
+        one = self._content(entry)
+        if self.may_block(entry) and one.data is not None and not one.data.writable:
+            one.held.drop_data(one)
+
     def keep_data(self, entry: Entry, data: Descriptor) -> None:
         one = self._content(entry)
         if self._layers.layers[one.layer].look(data.fd, b"")[0] == one.key:  # else it was copied up meanwhile
@@ -252,12 +222,22 @@ class OverlayTree:
             raise OSError(errno.EROFS, os.strerror(errno.EROFS))
         return self._writing
 
+    def _is_written_through(self, entry: Entry) -> bool:
+        """Is it a file that the kernel makes up (cgroupfs)? A copy would be of no use: changes go to the lower."""
+        if entry.upper is not None or is_directory(entry.key) or self._writing is None:
+            return False
+        return self.is_made_up(entry)
+
     def is_up(self, entry: Entry, metadata_only: bool = False, name_only: bool = False) -> bool:
+        if self._is_written_through(entry):
+            return not name_only
         return self._up.copies.is_up(entry, metadata_only, name_only)
 
     def copy_up(
         self, entry: Entry, size: int | None, metadata_only: bool, stopped: Callable[[], bool], name_only: bool = False
     ) -> Steps:
+        if name_only:
+            self.may_rename(entry)
         return self._up.copies.up(entry, size, metadata_only, stopped, name_only)
 
     def unfinished(self) -> list[Steps]:
@@ -277,6 +257,8 @@ class OverlayTree:
             metadata.check_changeable(self._layers.attributes(entry.lowers[0]))
 
     def may_rename(self, entry: Entry) -> None:
+        if self._is_written_through(entry):
+            raise OSError(errno.EXDEV, os.strerror(errno.EXDEV))
         self._up.renaming.check(entry)
 
     def mknod(self, directory: Entry, name: bytes, mode: int, rdev: int) -> None:
@@ -346,7 +328,10 @@ class OverlayTree:
             self._refuse_full(replaced)
 
     def _refuse_full(self, directory: Entry) -> None:
-        if merge.merged(self.held(directory), 0):
+        names = merge.merged(self.held(directory), 0)
+        if self._lookup.drops:
+            names = [one for one in names if one.number or self._lookup.find(directory, one.name) is not None]
+        if names:
             raise OSError(errno.ENOTEMPTY, os.strerror(errno.ENOTEMPTY))
 
     def _at(self, directory: Entry, name: bytes) -> Entry:
@@ -363,7 +348,9 @@ class OverlayTree:
         os.removexattr(magic_link(self._upper(entry).fd), xattrs.stored(name))
 
     def _upper(self, entry: Entry) -> Real:
-        """What may be changed. Never a lower: EROFS."""
+        """What may be changed. Never a lower (EROFS), but for what is written through."""
+        if self._is_written_through(entry):
+            return entry.lowers[0]
         if entry.upper is None:
             raise OSError(errno.EROFS, os.strerror(errno.EROFS))
         return entry.upper

@@ -129,7 +129,7 @@ class Layer:
         if not born:
             born_at = handles.number(directory, name)
         else:
-            born_at = f[13] * 1_000_000_000 + f[14] if f[0] & 0x800 else 0
+            born_at = f[13] * 1_000_000_000 + f[14] if f[0] & 0x800 else self._unborn(f, mode, device)
         kind = mode >> 12
         if kind == 4:  # S_IFDIR
             kind |= f[23] << 4
@@ -140,6 +140,12 @@ class Layer:
             Attributes,
             (*_FUSE_ATTR_ORDER(f), rdev, f[1], 0, f[13], f[14], f[0] & 0x800 != 0, f[2], f[10], device),
         )
+
+    def _unborn(self, f: files.StatxFields, mode: int, device: int) -> int:
+        """In place of a birth time. sshfs and the like give a name's next inode the same number; symlinks, whose
+        content the kernel keeps for good, are told apart by the time of their last change, for they never change."""
+        is_symlink = mode >> 12 == 10  # S_IFLNK
+        return f[17] * 1_000_000_000 + f[18] if is_symlink and device in self.remote else 0
 
     def _learn(self, device: int, directory: int, name: bytes) -> bool:
         """A device seen for the first time: do birth times tell its inodes apart? On overlayfs they change at copy-up,
@@ -156,6 +162,23 @@ class Layer:
             self.pseudo.add(device)
         answer = self._has_births[device] = kind != _OVERLAYFS
         return answer
+
+    def key_of(self, handle: bytes) -> RealKey | None:
+        """The inode that a file handle leads to; None for one that is gone, or of another filesystem."""
+        if not self.opens_by_handle:
+            return None
+        try:
+            fd = handles.open_handle(self.root.fd, handle, os.O_PATH)
+        except OSError:
+            return None
+        try:
+            return self.look(fd, b"")[0]
+        finally:
+            os.close(fd)
+
+    def tells_changes(self, device: int) -> bool:
+        """Do watchers hear of all that changes on a device?"""
+        return device not in self.remote and device not in self.pseudo
 
     def open_path(self, directory: int, name: bytes) -> int:
         return os.open(name, _NOFOLLOW, dir_fd=directory)

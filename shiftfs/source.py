@@ -6,13 +6,14 @@ tree.Tree says of workers.
 
 import os
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Final
 
 from . import layer as real
 from .descriptors import Descriptors, Entry, is_directory, leads_through
 from .layer import Layer
 from .sys import files
-from .tree import Attributes, Change, Descriptor, Listed, RealKey, Space, Steps, Work
+from .tree import Attributes, Change, Contributor, Descriptor, Listed, RealKey, Shown, Space, Steps, Work
 
 _FOREIGN_SHIFT: Final = 48
 """Inode numbers of a filesystem mounted inside the source are told apart by the bits from here on."""
@@ -132,6 +133,10 @@ class SourceTree:
     def open_waiting(self, held: Descriptor, flags: int) -> Descriptor:
         return Descriptor(real.reopen(held.fd, flags), os.close, flags & os.O_ACCMODE != os.O_RDONLY)
 
+    def open_anew(self, entry: Entry) -> None:
+        if entry.key[0] in self._layer.remote and entry.data is not None and not entry.data.writable:
+            self._held.drop_data(entry)
+
     def keep_data(self, entry: Entry, data: Descriptor) -> None:
         self._held.keep_data(entry, data)
 
@@ -204,6 +209,42 @@ class SourceTree:
 
     def sync(self) -> None:
         files.syncfs(self._layer.root.fd)
+
+    def contributors(self, entry: Entry) -> tuple[Contributor, ...]:
+        return (Contributor(0, entry.key, partial(self._place, entry)),)
+
+    def _place(self, entry: Entry) -> tuple[int, bytes]:
+        if entry.parent is None:
+            return self._held.path(entry).fd, b""
+        return self._held.path(entry.parent).fd, entry.name
+
+    def tells_changes(self, contributor: Contributor) -> bool:
+        return self._layer.tells_changes(contributor.device)
+
+    def keys_of(self, handle: bytes) -> list[RealKey]:
+        key = self._layer.key_of(handle)
+        return [key] if key is not None else []
+
+    def came_from(self, directory: Entry, place: None) -> RealKey:
+        return directory.key
+
+    def hidden(self, directory: Entry, layer: int, name: bytes) -> Shown:
+        return Shown.TOP
+
+    def covered(self, directory: Entry, layer: int, name: bytes) -> bool:
+        return False
+
+    def concerns(self, name: bytes) -> bytes | None:
+        return name
+
+    def refresh_root(self) -> None:
+        pass
+
+    def lists_anew(self, entry: Entry) -> bool:
+        return entry.key[0] in self._layer.pseudo or entry.key[0] in self._layer.remote
+
+    def listing_changed(self, entry: Entry) -> bool:
+        return False
 
     def tidy(self, now: float) -> bool:
         return self._held.tidy(now)

@@ -4,6 +4,7 @@ A tree knows real ids and real inodes only; it has never heard of nodeids, of sh
 alone; all methods run on the loop thread unless they say otherwise.
 """
 
+import enum
 from collections.abc import Callable, Generator
 from typing import Any, NamedTuple, Protocol
 
@@ -119,6 +120,31 @@ class Listed(NamedTuple):
     kind: int
 
 
+class Contributor(NamedTuple):
+    """A real inode that an inode is made of. `place` says where it is to be watched: a directory's descriptor and a
+    name beneath it, or its own descriptor and an empty name; valid until the tree's next call. ESTALE if it is not to
+    be found any more."""
+
+    layer: int
+    key: RealKey
+    place: Callable[[], tuple[int, bytes]]
+
+    @property
+    def device(self) -> int:
+        """Of the filesystem that it lies on."""
+        return self.key[0]
+
+
+class Shown(enum.IntEnum):
+    """What of a change in one layer is to be seen on the mount."""
+
+    HIDDEN = 0
+    MERGED = 1
+    """A layer above has the inode; this one contributes what lies below it, or its content."""
+    TOP = 2
+    """What the layer has there is what shows."""
+
+
 class Tree(Protocol):
     """A tree of files, behind entries that only the tree itself looks into.
 
@@ -219,6 +245,10 @@ class Tree(Protocol):
     def open_waiting(self, held: Descriptor, flags: int) -> Descriptor:
         """Open again what `held` names, with open(2)'s flags. May block; any thread."""
 
+    def open_anew(self, entry: Any) -> None:
+        """Somebody opens the file. Where a file replaced beyond a network passes for the one before it, the data
+        descriptor is not to be the one before either."""
+
     def keep_data(self, entry: Any, data: Descriptor) -> None:
         """What `open_waiting` opened is the inode's data descriptor from now on."""
 
@@ -263,6 +293,46 @@ class Tree(Protocol):
 
     def tidy(self, now: float) -> bool:
         """Close what has been idle; True if there is more to close later. `now` is time.monotonic()."""
+
+    # What changes in the layers, behind the mount, have to do with the tree. These raise nothing unless they say so.
+
+    def contributors(self, entry: Any) -> tuple[Contributor, ...]:
+        """All real inodes that make up an inode, top first: those of a directory that are merged; of a file what it
+        is, and what has its content if that is another."""
+
+    def tells_changes(self, contributor: Contributor) -> bool:
+        """Does its filesystem tell of all that changes in it? Those of other machines and processes do not, nor do
+        those whose files are made up."""
+
+    def keys_of(self, handle: bytes) -> list[RealKey]:
+        """The real inodes that a file handle leads to, one in each layer that it may be of."""
+
+    def came_from(self, directory: Any, place: Any) -> RealKey:
+        """The real directory that has what `lookup` found in a directory."""
+
+    def hidden(self, directory: Any, layer: int, name: bytes) -> Shown:
+        """How much of what a layer has, or had, at a name of a directory shows; with an empty name, how much of its
+        part of the directory itself does. Where that cannot be told, MERGED: look the name up."""
+
+    def covered(self, directory: Any, layer: int, name: bytes) -> bool:
+        """Would the layers below show anything at the name if this one had nothing there, no whiteout either?"""
+
+    def concerns(self, name: bytes) -> bytes | None:
+        """The name of the mount that a layer's name in the same directory is about: as a rule that name itself, but
+        names that are never shown may be about another; empty for the directory itself, None for nothing at all."""
+
+    def refresh_root(self) -> None:
+        """Look again for what the layers have written on their root directories. Any OSError."""
+
+    def lists_anew(self, entry: Any) -> bool:
+        """Must a directory be listed anew each time? The times of a pseudo-filesystem's directories, which FUSE
+        filesystems may pass on, tell of no change."""
+
+    def listing_changed(self, entry: Any) -> bool:
+        """Has a directory changed since it was last listed, other than by its own times, which the kernel knows? Told
+        once."""
+
+    # And now and then:
 
     def chores(self) -> list[Work]:
         """What is left to be done by a worker, for which nobody waits; each is told once."""

@@ -83,6 +83,7 @@ def _opened(ctx: Context, header: Header, inode: Inode, flags: int) -> Generator
     path = ctx.tree.path(inode.entry)
     own: Descriptor | None = None
     if ctx.tree.may_block(inode.entry):
+        ctx.tree.open_anew(inode.entry)
         if not writable:
             own = yield partial(_open_passed_on, ctx, header, path, flags & _OWN_FLAGS)
     elif ctx.tree.is_pseudo(path.fd):
@@ -210,10 +211,8 @@ def _close_copy(descriptor: Descriptor) -> None:
 def opendir(ctx: Context, header: Header, request: requests.Open) -> Payload:
     if not ctx.serves_open:
         raise not_supported()
-    entry = ctx.inodes.get(header.nodeid).entry
-    # The times of a pseudo-filesystem's directories, which other FUSE filesystems may pass on, tell of no change.
-    anew = ctx.tree.may_block(entry) or ctx.tree.is_pseudo(ctx.tree.path(entry).fd)
     # Listings need no handle: see directories.py.
+    anew = ctx.tree.lists_anew(ctx.inodes.get(header.nodeid).entry)
     return replies.open(0, 0 if anew else _KEEP_CACHE | _CACHE_DIR)
 
 

@@ -12,7 +12,7 @@ from harness.entries import find
 from shiftfs.layer import Layer
 from shiftfs.source import SourceTree
 from shiftfs.sys import files
-from shiftfs.tree import Change, Listed
+from shiftfs.tree import Change, Listed, Shown
 
 KEEP = Change(None, None, None, None, None)
 
@@ -228,3 +228,25 @@ def test_filesystems_mounted_inside_have_numbers_of_their_own(source: Path) -> N
     assert listed.number == tree.numbers(attributes) != attributes.ino
     assert tree.parent_number(file) == tree.numbers(tree.attributes(sub))
     assert tree.numbers(tree.attributes(find(tree, b"d"))) == (source / "d").stat().st_ino
+
+
+def test_a_source_is_all_there_is(tree: SourceTree, source: Path) -> None:
+    """What changes in it is what changes on the mount."""
+    for path in (b"", b"d", b"d/file"):
+        entry = find(tree, path) if path else tree.root
+        (only,) = tree.contributors(entry)
+        fd, name = only.place()
+        real = os.stat(name, dir_fd=fd, follow_symlinks=False) if name else os.fstat(fd)
+        assert (only.layer, only.key, only.device) == (0, entry.key, entry.key[0])
+        assert real.st_ino == only.key[1] == os.lstat(os.path.join(os.fsencode(source), path)).st_ino
+        assert tree.hidden(entry, 0, b"any") is tree.hidden(entry, 0, b"") is Shown.TOP
+        assert not tree.covered(entry, 0, b"any")
+        assert not tree.listing_changed(entry)
+        assert not tree.lists_anew(entry)
+    assert [tree.concerns(name) for name in (b"f", b".wh.f")] == [b"f", b".wh.f"]
+    tree.refresh_root()
+
+
+def test_directories_whose_times_tell_nothing_are_listed_anew() -> None:
+    proc = SourceTree(Layer(b"/proc"), 64)
+    assert proc.lists_anew(proc.root)

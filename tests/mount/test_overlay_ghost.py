@@ -1,0 +1,161 @@
+"""`ghost=keep|drop` on a mount: the upper's children of a directory that disappears from the lower layers."""
+
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from harness import Layers, UserNamespace, read_tree, run, user_namespace, wait_until, write_tree
+from harness.callers import Caller
+from harness.calls import opened, unshare_mounts
+from harness.layered import Tree, layered
+
+SOON = "timeout=0.1"
+LIMIT = 10.0
+LOWER: Tree = {"d": {"l": b"lower", "sub": {"deep": b""}}, "other": {}}
+CHILDREN: Tree = {"u": b"upper", "sub": {"u": b"deep"}, "new": {"x": b""}}
+WHOLE: Tree = {"d": {"l": b"lower", "u": b"upper", "new": {"x": b""}, "sub": {"deep": b"", "u": b"deep"}}, "other": {}}
+KEPT: Tree = {"d": {"u": b"upper", "new": {"x": b""}, "sub": {"u": b"deep"}}, "other": {}}
+
+
+def shows(path: Path, tree: Tree) -> None:
+    """Within a moment, by all that can be asked."""
+
+    def is_shown() -> bool:
+        try:
+            return read_tree(path) == tree
+        except FileNotFoundError:  # it was listed, and has gone
+            return False
+
+    wait_until(is_shown, f"{path} shows {tree}", LIMIT)
+
+
+def disappears(lower: Path) -> None:
+    shutil.rmtree(lower)
+
+
+def moves_away(lower: Path) -> None:
+    lower.rename(lower.parent.parent / "away")
+
+
+def becomes_a_file(lower: Path) -> None:
+    moves_away(lower)
+    lower.write_bytes(b"hidden")
+
+
+def returns(lower: Path) -> None:
+    away = lower.parent.parent / "away"
+    if lower.is_file():
+        lower.unlink()
+    if away.exists():
+        away.rename(lower)
+    else:
+        write_tree(lower.parent, LOWER)
+
+
+@pytest.mark.parametrize("how", [disappears, moves_away, becomes_a_file])
+@pytest.mark.parametrize("ghost", ["keep", "drop"])
+def test_children_of_the_upper(our_layers: Layers, ghost: str, how: Callable[[Path], None]) -> None:
+    write_tree(our_layers.lower, LOWER)
+    with our_layers.mount(SOON, f"ghost={ghost}") as mount:
+        write_tree(mount.path / "d", CHILDREN)
+        assert read_tree(mount.path) == WHOLE
+        for _ in range(2):
+            how(our_layers.lower / "d")
+            shows(mount.path, KEPT if ghost == "keep" else {"other": {}})
+            assert [entry.name for entry in os.scandir(mount.path) if entry.is_dir()].count("d") == (ghost == "keep")
+            wait_until(lambda: (mount.path / "d/sub/u").exists() == (ghost == "keep"), "the names say the same", LIMIT)
+            returns(our_layers.lower / "d")
+            shows(mount.path, WHOLE)
+    with our_layers.mount(f"ghost={ghost}") as mount:
+        assert read_tree(mount.path) == WHOLE
+
+
+def test_a_nested_directory_alone(our_layers: Layers) -> None:
+    write_tree(our_layers.lower, LOWER)
+    with our_layers.mount(SOON, "ghost=drop") as mount:
+        write_tree(mount.path / "d", CHILDREN)
+        shutil.rmtree(our_layers.lower / "d/sub")
+        shows(mount.path / "d", {"l": b"lower", "u": b"upper", "new": {"x": b""}})
+        (our_layers.lower / "d/sub").mkdir()
+        shows(mount.path / "d", {"l": b"lower", "u": b"upper", "new": {"x": b""}, "sub": {"u": b"deep"}})
+
+
+def test_a_name_that_is_taken_meanwhile(our_layers: Layers) -> None:
+    """Nothing of what was dropped is in the new directory, then or when the lower one returns."""
+    write_tree(our_layers.lower, LOWER)
+    with our_layers.mount(SOON, "ghost=drop") as mount:
+        write_tree(mount.path / "d", CHILDREN)
+        disappears(our_layers.lower / "d")
+        shows(mount.path, {"other": {}})
+        (mount.path / "d").mkdir()
+        (mount.path / "d/mine").write_bytes(b"mine")
+        assert read_tree(mount.path / "d") == {"mine": b"mine"}
+        returns(our_layers.lower / "d")
+        shows(mount.path / "d", {"mine": b"mine", "l": b"lower", "sub": {"deep": b""}})
+
+
+def test_the_tree_above_can_be_removed(our_layers: Layers) -> None:
+    write_tree(our_layers.lower, {"above": LOWER})
+    with our_layers.mount(SOON, "ghost=drop") as mount:
+        write_tree(mount.path / "above/d", CHILDREN)
+        disappears(our_layers.lower / "above/d")
+        shows(mount.path / "above", {"other": {}})
+        run(["rm", "-r", mount.path / "above"])
+        assert os.listdir(mount.path) == []
+
+
+def test_who_has_a_kept_one_open_goes_on(our_layers: Layers) -> None:
+    write_tree(our_layers.lower, LOWER)
+    with our_layers.mount(SOON, "ghost=keep") as mount:
+        write_tree(mount.path / "d", CHILDREN)
+        with opened(mount.path / "d") as fd:
+            before = os.fstat(fd)
+            disappears(our_layers.lower / "d")
+            shows(mount.path, KEPT)
+            assert os.fstat(fd).st_ino == before.st_ino
+            assert sorted(os.listdir(fd)) == ["new", "sub", "u"]
+            returns(our_layers.lower / "d")
+            shows(mount.path, WHOLE)
+            assert sorted(os.listdir(fd)) == ["l", "new", "sub", "u"]
+            assert (mount.path / "d").stat().st_ino == before.st_ino
+
+
+def test_who_has_a_dropped_one_open_keeps_nobody_from_its_return(our_layers: Layers) -> None:
+    write_tree(our_layers.lower, LOWER)
+    with our_layers.mount(SOON, "ghost=drop") as mount:
+        write_tree(mount.path / "d", CHILDREN)
+        with opened(mount.path / "d") as fd:
+            before = os.fstat(fd)
+            disappears(our_layers.lower / "d")
+            shows(mount.path, {"other": {}})
+            assert os.fstat(fd).st_ino == before.st_ino
+            returns(our_layers.lower / "d")
+            shows(mount.path, WHOLE)
+            assert (mount.path / "d").stat().st_ino == before.st_ino
+
+
+@pytest.mark.parametrize("ghost", ["keep", "drop"])
+def test_in_a_user_namespace(our_layers: Layers, fuse_for_users: None, ghost: str) -> None:
+    write_tree(our_layers.lower, LOWER)
+    (our_layers.base / "mnt").mkdir()
+    run(["chown", "-hR", "100000:100000", our_layers.base])
+
+    def work() -> Any:
+        unshare_mounts()
+        with layered(
+            our_layers.lowers, our_layers.upper, our_layers.work, SOON, f"ghost={ghost}",
+            mountpoint=our_layers.base / "mnt",
+        ) as mount:  # fmt: skip
+            write_tree(mount.path / "d", CHILDREN)
+            disappears(our_layers.lower / "d")
+            shows(mount.path, KEPT if ghost == "keep" else {"other": {}})
+            returns(our_layers.lower / "d")
+            shows(mount.path, WHOLE)
+
+    namespace: UserNamespace
+    with user_namespace((0, 100000, 65536)) as namespace:
+        Caller(0, 0, namespace=namespace)(work)

@@ -1,0 +1,183 @@
+"""sshfs as a lower layer: what changes on the other machine tells nobody, and shows within `timeout=` all the same.
+
+The other machine is this one: sshfs speaks over loopback to an sftp-server of the test's own.
+"""
+
+import os
+import socket
+import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from harness import (
+    Layers,
+    Mount,
+    layered,
+    mount_table,
+    mounted,
+    newest_mount,
+    read_tree,
+    unmount,
+    wait_until,
+    write_tree,
+)
+from harness.calls import opened
+
+SERVER = "/usr/lib/openssh/sftp-server"
+UNCACHED = "dir_cache=no,entry_timeout=0,attr_timeout=0,negative_timeout=0"
+SOON = "timeout=0.2"
+LIMIT = 10.0
+REMOTE: dict[str, Any] = {"d": {"one": b"1", "two": b"22", "sub": {"deep": b""}}, "f": b"remote", "l": Path("f")}
+
+
+@contextmanager
+def sshfs_at(path: Path, remote: Path) -> Iterator[None]:
+    """`remote` at `path`, as if it lay on another machine; nothing of it is cached on the way."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        server.settimeout(LIMIT)
+        port = server.getsockname()[1]
+        command: list[str | Path] = ["sshfs", "-f", "-o", f"directport={port},{UNCACHED}", f"127.0.0.1:{remote}", path]
+        with subprocess.Popen(command) as client:
+            connection, _ = server.accept()
+            end = connection.fileno()
+            with connection, subprocess.Popen([SERVER], stdin=end, stdout=end) as peer:
+                connection.close()
+                wait_until(lambda: any(entry.path == str(path) for entry in mount_table()), "sshfs is mounted", LIMIT)
+                try:
+                    yield
+                finally:
+                    unmount(newest_mount(path))
+                    client.wait(LIMIT)
+                    peer.wait(LIMIT)
+
+
+@pytest.fixture
+def remote(our_layers: Layers) -> Iterator[Path]:
+    """The directory on the other machine, the topmost lower layer."""
+    path = our_layers.base / "remote"
+    path.mkdir()
+    write_tree(path, REMOTE)
+    our_layers.add_lower({"d": {"local": b"local"}, "g": b"local"})
+    with sshfs_at(our_layers.lower, path):
+        yield path
+
+
+@pytest.fixture(params=["upper", "lowers alone", "single"])
+def shown(request: pytest.FixtureRequest, our_layers: Layers, remote: Path) -> Iterator[tuple[Mount, bool]]:
+    """A mount of it, and whether the local layer is merged with it."""
+    if request.param == "single":
+        with mounted(our_layers.lower, None, SOON) as mount:
+            yield mount, False
+        return
+    is_writable = request.param == "upper"
+    upper = (our_layers.upper, our_layers.work) if is_writable else (None, None)
+    with layered(our_layers.lowers, *upper, SOON) as mount:
+        if is_writable:
+            (mount.path / "d/mine").write_bytes(b"mine")
+            (mount.path / "d/mine").unlink()
+        yield mount, True
+
+
+def move_and_replace(path: Path) -> None:
+    path.with_name("new").write_bytes(b"replaced, and longer")
+    path.with_name("new").rename(path)
+
+
+def replace_link(path: Path) -> None:
+    """In another second: sshfs knows no finer times, and tells the two apart by nothing else."""
+    path.unlink()
+    path.symlink_to("d")
+    os.utime(path, (1000, 2000), follow_symlinks=False)
+
+
+CHANGES: dict[str, Callable[[Path], object]] = {
+    "nothing": lambda path: None,
+    "a new file": lambda path: (path / "d/new").write_bytes(b"new"),
+    "a new directory": lambda path: (path / "d/newdir").mkdir(),
+    "a new symlink": lambda path: (path / "d/newlink").symlink_to("one"),
+    "one removed": lambda path: (path / "d/one").unlink(),
+    "one renamed": lambda path: (path / "d/one").rename(path / "d/renamed"),
+    "one moved away": lambda path: (path / "d/one").rename(path / "moved"),
+    "one written": lambda path: (path / "d/one").write_bytes(b"longer than before"),
+    "one appended to": lambda path: (path / "f").open("ab").write(b"more"),
+    "one cut off": lambda path: os.truncate(path / "f", 2),
+    "one replaced": lambda path: move_and_replace(path / "f"),
+    "a directory in its place": lambda path: [(path / "f").unlink(), (path / "f").mkdir()],  # type: ignore[func-returns-value]
+    "a tree removed": lambda path: [(path / "d/sub/deep").unlink(), (path / "d/sub").rmdir()],  # type: ignore[func-returns-value]
+    "another link": lambda path: replace_link(path / "l"),
+}
+
+
+@pytest.mark.parametrize("kind", CHANGES)
+def test_changes_show_within_the_timeout(shown: tuple[Mount, bool], remote: Path, kind: str) -> None:
+    mount, is_merged = shown
+
+    def expected() -> dict[str, Any]:
+        tree = read_tree(remote)
+        if is_merged:
+            tree["g"] = b"local"
+            tree["d"] = {**tree["d"], "local": b"local"}
+        return tree
+
+    assert read_tree(mount.path) == expected()
+    CHANGES[kind](remote)
+
+    def is_shown() -> bool:
+        try:
+            return read_tree(mount.path) == expected()
+        except FileNotFoundError:  # it was listed, and has gone
+            return False
+
+    wait_until(is_shown, f"{kind} shows", LIMIT)
+
+
+def test_attributes_show_within_the_timeout(shown: tuple[Mount, bool], remote: Path) -> None:
+    mount, _ = shown
+    for name in ("f", "d/one", "d/sub"):
+        (mount.path / name).stat()
+        (remote / name).chmod(0o711)
+        os.utime(remote / name, (1000, 2000))
+
+        def is_shown(name: str = name) -> bool:
+            found = (mount.path / name).stat()
+            return (found.st_mode & 0o777, found.st_mtime) == (0o711, 2000)
+
+        wait_until(is_shown, f"{name} has the new attributes", LIMIT)
+
+
+def test_an_open_file_follows(shown: tuple[Mount, bool], remote: Path) -> None:
+    """As `tail -f` reads a log that grows on the other machine."""
+    mount, _ = shown
+    with opened(mount.path / "f") as fd:
+        assert os.read(fd, 100) == b"remote"
+        for line in (b" one", b" two"):
+            with (remote / "f").open("ab") as file:
+                file.write(line)
+            found = b""
+
+            def has_come(line: bytes = line) -> bool:
+                nonlocal found
+                found += os.read(fd, 100)
+                return found == line
+
+            wait_until(has_come, f"{line!r} is read", LIMIT)
+
+
+def test_what_is_written_on_the_mount_stays_on_it(our_layers: Layers, remote: Path) -> None:
+    with layered(our_layers.lowers, our_layers.upper, our_layers.work, SOON) as mount:
+        (mount.path / "f").write_bytes(b"mine")
+        (mount.path / "d/two").unlink()
+        (mount.path / "d/one").rename(mount.path / "d/renamed")
+        (remote / "f").write_bytes(b"theirs")
+        (remote / "d/two").write_bytes(b"theirs")
+        (remote / "d/three").write_bytes(b"3")
+        wait_until((mount.path / "d/three").exists, "what is new shows", LIMIT)
+        assert read_tree(mount.path) == {
+            "d": {"local": b"local", "renamed": b"1", "sub": {"deep": b""}, "three": b"3"},
+            "f": b"mine", "g": b"local", "l": Path("f"),
+        }  # fmt: skip
+    assert (remote / "d/one").read_bytes() == b"1"
