@@ -4,12 +4,16 @@ Reads a request, writes a reply or a notice; never looks inside one. Requests ar
 thread; notices are written by workers, since the kernel may block them.
 """
 
-import contextlib
 import errno
 import os
+import threading
+from typing import Final
 
 HEADER_ROOM = 4096
 """What the kernel demands beyond max_write (fs/fuse/dev.c, fuse_dev_do_read)."""
+
+_NOT_THERE: Final = frozenset({errno.ENOENT, errno.ENODEV, errno.ECONNABORTED, errno.ENOTDIR, errno.ENOTEMPTY})
+"""What a notice was about, or the mount."""
 
 
 class Disconnected(Exception):
@@ -25,6 +29,8 @@ class Channel:
         self.size = max_write + HEADER_ROOM
         self.buffer = bytearray(self.size)
         self._spare: list[bytearray] = []
+        self._lock = threading.Lock()
+        self._notifying = 0
         os.set_blocking(fd, False)
 
     def receive(self) -> int:
@@ -67,17 +73,25 @@ class Channel:
 
     def notify(self, message: bytes) -> None:
         """Write one notice; the kernel may block. An inode or name that it no longer has (ENOENT) needs none."""
-        if self.fd < 0:
-            return
-        with contextlib.suppress(FileNotFoundError):
-            try:
-                os.write(self.fd, message)
-            except OSError as error:
-                if error.errno not in (errno.ENODEV, errno.ECONNABORTED, errno.ENOTDIR, errno.ENOTEMPTY):
-                    raise
+        with self._lock:
+            fd = self.fd
+            if fd < 0:
+                return
+            self._notifying += 1
+        try:
+            os.write(fd, message)
+        except OSError as error:
+            if error.errno not in _NOT_THERE:
+                raise
+        finally:
+            with self._lock:
+                self._notifying -= 1
+                if self.fd < 0 and not self._notifying:
+                    os.close(fd)
 
     def close(self) -> None:
-        """End the connection."""
-        if self.fd >= 0:
-            os.close(self.fd)
-            self.fd = -1
+        """End the connection. The number stays taken as long as somebody writes to it."""
+        with self._lock:
+            fd, self.fd = self.fd, -1
+            if fd >= 0 and not self._notifying:
+                os.close(fd)

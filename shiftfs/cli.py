@@ -14,7 +14,7 @@ import syslog
 import traceback
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Final
+from typing import Any, Final
 
 from . import mount, status
 from .daemon import Daemon, tell_service_manager
@@ -23,9 +23,13 @@ from .loop import Loop
 from .mount import MountError
 from .ops.control import REPORTS
 from .options import Help, MountOptions, UsageError, Version, parse_command_line
+from .reflect.agent import Agent
+from .reflect.ending import Ending
+from .reflect.journal import Journal
+from .reflect.reflection import Reflection
 from .session import Session
 from .source import SourceTree
-from .sys import privileges
+from .sys import mounts, privileges
 from .sys.mountinfo import MountInfo, listed
 from .tree import Tree
 
@@ -123,7 +127,10 @@ class Mount:
         self._options = options
         self._daemon = daemon
         self._in_background = False
+        self._agent = _start_agent(options)  # before there is anything that it is not to have
+        self._ending: Ending | None = None
         self._loop = Loop()
+        self._journal = Journal()
         self._mounted: MountInfo | None = None
         self._is_disconnected = False
         self._failure: Exception | None = None
@@ -158,11 +165,19 @@ class Mount:
                 trace=self._log if options.debug else None,
                 only_uids=only_uids,
                 syncs_directories=options.dirsync or options.sync,
+                read_only=options.read_only,
             )  # fmt: skip
+            self._reflection = self._reflect()
         except BaseException:
             os.close(fd)
             mount.detach(self._mountpoint)
             raise
+
+    def _reflect(self) -> Reflection | None:
+        """Follow what others do in the layers, from before the first request on."""
+        if self._options.watch == "off":
+            return None
+        return Reflection(self._loop, self._session, self._options.watch, self._journal, self._log)
 
     def run(self) -> None:
         """Serve. Raises MountError if the kernel and we cannot agree."""
@@ -180,7 +195,10 @@ class Mount:
                 self._log(note)
             loop.run()
         finally:
-            self._unmount()
+            try:
+                self._unmount()
+            finally:
+                self._let_agent_go()
         if session.failure is not None:
             raise MountError(session.failure)
         if self._failure is not None:
@@ -193,7 +211,8 @@ class Mount:
             self._session.run_aside(steps)
         for chore in self._tree.chores():
             self._session.context.aside(chore)
-        return self._session.look_for_killed() or is_untidy
+        is_ending = self._ending is not None and self._ending.look(now)
+        return self._session.look_for_killed() or is_untidy or is_ending
 
     def _disconnected(self) -> None:
         self._is_disconnected = True
@@ -221,7 +240,8 @@ class Mount:
                 self._serving()
                 return
             self._session.context.inner_root = _INNER_ROOT
-            self._loop.submit(partial(mount.show_inner_root, mounted, _INNER_ROOT), self._settled)
+            call = partial(mount.finish, mounted, _INNER_ROOT, self._options.read_only)
+            self._loop.submit(call, self._settled)
         except Exception as error:
             self._fail(error)
 
@@ -239,7 +259,56 @@ class Mount:
             self._mounted = next(iter(mount.copies(self._mounted)), self._mounted)  # another mount of the same now
         if error is not None and self._options.debug:
             self._log(f"ACLs of the root will not be cached: {error}")
+        if self._agent is not None and self._mounted is not None:
+            self._loop.submit(partial(mount.clone_for_agent, self._mounted), self._cloned)
+        else:
+            self._serving()
+
+    # The agent.
+
+    def _cloned(self, clone: Any, error: BaseException | None) -> None:
+        """It is there before anybody is told that the mount serves. Where there can be none, changes of the layers are
+        seen on the mount, and nobody is told of them."""
+        agent, mounted = self._agent, self._mounted
+        try:
+            if error is not None:
+                raise error
+            assert agent is not None and mounted is not None
+            agent.meet()
+            agent.give(clone)
+            self._loop.add(agent.fd, self._agent_ended)
+            if self._reflection is not None:
+                self._reflection.employ(agent)
+            self._ending = Ending(self._loop, mounted.device, self._gone_from_here)
+        except OSError as failure:
+            if self._options.debug:
+                self._log(f"changes of the layers will raise no events: {failure}")
+            self._let_agent_go()
+        finally:
+            if error is None:
+                os.close(clone)
         self._serving()
+
+    def _gone_from_here(self) -> None:
+        """The agent's is the last mount that we know of. What others have of it elsewhere goes on without events."""
+        if self._agent is not None:
+            if self._reflection is not None:
+                self._reflection.dismiss(self._agent)
+            self._agent.drop()
+
+    def _agent_ended(self) -> None:
+        self._log("the agent has ended: changes of the layers will raise no events")
+        self._let_agent_go()
+
+    def _let_agent_go(self) -> None:
+        agent, self._agent = self._agent, None
+        if self._ending is not None:
+            self._ending.close()
+        if agent is not None:
+            self._loop.remove(agent.fd)
+            if self._reflection is not None:
+                self._reflection.dismiss(agent)
+            agent.close()
 
     def _serving(self) -> None:
         if self._daemon is None:
@@ -254,10 +323,14 @@ class Mount:
 
     def _tell(self, number: int, frame: object) -> None:
         for name in REPORTS:
-            self._log(self._report(name).decode())
+            if name != "events":
+                self._log(self._report(name).decode())
 
-    def _report(self, name: str) -> bytes:
-        return status.report(name, self._options, self._mountpoint, self._session, self._tree, self._loop)
+    def _report(self, name: str, after: int = 0, when: float = 0.0) -> bytes:
+        parts = status.Parts(
+            self._options, self._mountpoint, self._session, self._tree, self._loop, self._journal, self._reflection
+        )
+        return status.report(name, parts, after, when)
 
     def _log(self, text: str) -> None:
         if self._in_background:
@@ -265,6 +338,16 @@ class Mount:
                 syslog.syslog(line)
         else:
             _say(text)
+
+
+def _start_agent(options: MountOptions) -> Agent | None:
+    """For whom the kernel lets make a mount that nobody sees."""
+    if options.watch == "off" or not mounts.may_mount():
+        return None
+    try:
+        return Agent.start()
+    except OSError:
+        return None
 
 
 def _open_tree(
@@ -296,7 +379,7 @@ def _open_overlay(
         raise MountError(str(error)) from None
     tree = OverlayTree(
         stack, bound, unlinked, redirect_dir=options.redirect_dir, metacopy=options.metacopy,
-        noatime=not options.atime, nodiratime=not options.diratime,
+        noatime=not options.atime, nodiratime=not options.diratime, ghost=options.ghost,
     )  # fmt: skip
     return tree, stack.layers
 

@@ -1,6 +1,7 @@
-"""Owns the one thread that all state belongs to, and the workers that may block in its stead.
+"""Owns the one thread that all state belongs to, and the threads that may block in its stead.
 
-Knows nothing of FUSE. A worker gets a call, runs it, and hands the outcome back to the loop; it owns no state.
+Knows nothing of FUSE. A worker gets a call, runs it, and hands the outcome back to the loop; it owns no state. Calls
+that wait for what the loop and the workers do have threads of their own: they take no worker from what they wait for.
 """
 
 import collections
@@ -21,7 +22,72 @@ MAX_WORKERS: Final = 64
 _MAX_LOST: Final = 448
 """How many more may stand in for those that are blocked for callers who have been killed."""
 
+_MAX_MESSENGERS: Final = 64
+_LINGER: Final = 2.0
+"""Seconds for which those calls that are under way are waited for at the end."""
+_LINGER_STEP: Final = 0.02
+
 _TICK: Final = 0.5
+
+
+class _Messengers:
+    """Threads that run the calls which wait for the loop: those of one key one after the other, so that what is stuck
+    holds up nothing but its own key."""
+
+    def __init__(self, ended: Callable[[Done, Any, BaseException | None], None]) -> None:
+        self._ended = ended
+        self._lock = threading.Lock()
+        self._waiting: dict[int, collections.deque[tuple[Call, Done]]] = {}
+        """The calls of each key, without the one that is being run."""
+        self._due: queue.SimpleQueue[int | None] = queue.SimpleQueue()
+        self.threads = 0
+        self.ending = False
+        """Nothing is begun any more."""
+
+    @property
+    def are_busy(self) -> bool:
+        return bool(self._waiting)
+
+    def put(self, key: int, call: Call, done: Done) -> None:
+        """From the loop thread."""
+        with self._lock:
+            waiting = self._waiting.get(key)
+            if waiting is not None:
+                waiting.append((call, done))
+                return
+            self._waiting[key] = collections.deque([(call, done)])
+            wanted = len(self._waiting)
+        if self.threads < min(wanted, _MAX_MESSENGERS):
+            self.threads += 1
+            threading.Thread(target=self._work, name="messenger", daemon=True).start()
+        self._due.put(key)
+
+    def _work(self) -> None:
+        while True:
+            key = self._due.get()
+            if key is None:
+                return
+            self._run_next(key)
+            with self._lock:
+                if self._waiting[key]:
+                    self._due.put(key)
+                else:
+                    del self._waiting[key]
+
+    def _run_next(self, key: int) -> None:
+        call, done = self._waiting[key].popleft()
+        if self.ending:
+            return
+        try:
+            result = call()
+        except BaseException as error:
+            self._ended(done, None, error)
+        else:
+            self._ended(done, result, None)
+
+    def close(self) -> None:
+        for _ in range(self.threads):
+            self._due.put(None)
 
 
 class Loop:
@@ -42,6 +108,8 @@ class Loop:
         self._running_calls = 0
         self._lost = 0
         self._stopping = False
+        self._linger_until = 0.0
+        self._messengers = _Messengers(self._end)
         self.on_tick: Callable[[float], bool] = lambda now: False
 
     def add(self, fd: int, ready: Callable[[], None], events: int = select.EPOLLIN) -> None:
@@ -55,21 +123,21 @@ class Loop:
             self._poll.unregister(fd)
 
     def stop(self) -> None:
-        """Let `run` return after what it is at."""
-        self._stopping = True
+        """Let `run` return after what it is at, and what waits for that."""
+        self._stopping = self._messengers.ending = True
 
     @property
     def workers(self) -> int:
         """Threads alive, for `status`."""
-        return self._workers
+        return self._workers + self._messengers.threads
 
     def run(self) -> None:
         """Serve until stopped. The calling thread is the loop's."""
         poll, ready, monotonic = self._poll.poll, self._ready, time.monotonic
         timeout: float | None = None
         due = 0.0
-        while not self._stopping:
-            events = poll(timeout)
+        while not self._stopping or self._lingers():
+            events = poll(timeout if not self._stopping else _LINGER_STEP)
             for fd, _ in events:
                 call = ready.get(fd)
                 if call is not None:
@@ -85,6 +153,13 @@ class Loop:
             else:
                 timeout = due - now
 
+    def _lingers(self) -> bool:
+        """A call that waits for us would hold the descriptor that it is at, and with that all who wait for us, for
+        good."""
+        now = time.monotonic()
+        self._linger_until = self._linger_until or now + _LINGER
+        return self._messengers.are_busy and now < self._linger_until
+
     def wake(self) -> None:
         """Make `run` look up, from a signal handler or another thread."""
         with contextlib.suppress(BlockingIOError):
@@ -92,9 +167,18 @@ class Loop:
 
     def submit(self, call: Call, done: Done) -> None:
         """Run `call` on a worker, then `done(result, error)` on the loop. From the loop thread."""
+        def ended(result: Any, error: BaseException | None) -> None:
+            self._running_calls -= 1
+            done(result, error)
+
         self._running_calls += 1
         self._grow()
-        self._calls.put((call, done))
+        self._calls.put((call, ended))
+
+    def submit_waiting(self, key: int, call: Call, done: Done) -> None:
+        """Like `submit`, for a call that may wait for the loop or for workers: after all others of the key, in their
+        order."""
+        self._messengers.put(key, call, done)
 
     def lost(self) -> None:
         """Nobody waits any more for one of the calls under way, which may be blocked for good."""
@@ -122,9 +206,12 @@ class Loop:
             except BaseException as error:
                 outcome = (done, None, error)
             del item, call, done  # nothing that a call held may live on while this thread waits
-            self._outcomes.append(outcome)
+            self._end(*outcome)
             del outcome
-            self.wake()
+
+    def _end(self, done: Done, result: Any, error: BaseException | None) -> None:
+        self._outcomes.append((done, result, error))
+        self.wake()
 
     def _take_outcomes(self) -> None:
         with contextlib.suppress(BlockingIOError):
@@ -132,11 +219,11 @@ class Loop:
         outcomes = self._outcomes
         while outcomes:
             done, result, error = outcomes.popleft()
-            self._running_calls -= 1
             done(result, error)
 
     def close(self) -> None:
-        """End the idle workers. Those that are blocked end with the process."""
+        """End the idle threads. Those that are blocked end with the process."""
+        self._messengers.close()
         for _ in range(self._workers):
             self._calls.put(None)
         self._poll.close()

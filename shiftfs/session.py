@@ -9,7 +9,8 @@ import errno
 import os
 import time
 import traceback
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
+from functools import partial
 from typing import Any, Final, NamedTuple
 
 from .channel import Channel, Disconnected
@@ -17,9 +18,11 @@ from .counters import Counters
 from .loop import Loop
 from .ops import HANDLERS, LAYERED_HANDLERS, directories
 from .ops.context import Context, Later, Payload
+from .ops.own import OwnChanges
+from .ops.readonly import refusing_changes
 from .shift.idmap import IdMap
 from .tree import Gate, Steps, Tree, Work
-from .wire import abi, negotiation, replies, requests
+from .wire import abi, negotiation, notices, replies, requests
 from .wire.abi import InitFlag, Opcode
 from .wire.requests import Header, ProtocolError
 
@@ -62,14 +65,16 @@ class Session:
         timeout: float,
         serves_open: bool,
         max_write: int,
-        report: Callable[[str], bytes],
+        report: Callable[[str, int, float], bytes],
         log: Callable[[str], None],
         trace: Callable[[str], None] | None = None,
         only_uids: frozenset[int] | None = None,
         syncs_directories: bool = False,
+        read_only: bool = False,
     ) -> None:
         """Takes over `fd`. `only_uids`: who may use the mount at all (allow_root). `syncs_directories`: a change of
-        one is on disk before it is answered (dirsync). `trace` gets a line per request."""
+        one is on disk before it is answered (dirsync). `read_only`: nobody changes anything (EROFS). `trace` gets a
+        line per request."""
         self._loop = loop
         # Whole pages: the kernel reads by them, and would take a shorter answer for the end of the file.
         max_write = -(-max_write // _PAGE) * _PAGE
@@ -80,25 +85,53 @@ class Session:
         self._only_uids = only_uids
         self._syncs_directories = syncs_directories
         self.counters = Counters()
+        self.agents: dict[int, Callable[[Header, Any], Payload | None]] = {}
+        """Threads whose requests are answered here, if they come of what they were told to do (reflect.answers)."""
         self.negotiated: negotiation.Negotiated | None = None
         self.on_ready: Callable[[], None] = lambda: None
         self.on_end: Callable[[], None] = lambda: None
         self.failure: str | None = None
         self._decoders = requests.decoders(setxattr_ext=False)
-        self._handlers = LAYERED_HANDLERS if tree.layered else HANDLERS
+        handlers = LAYERED_HANDLERS if tree.layered else HANDLERS
+        self._handlers = refusing_changes(handlers) if read_only else handlers
         self._waiting: dict[int, Waiting] = {}
         self.context = Context(
             tree, uids, gids, timeout,
             serves_open=serves_open,
             max_read=max_write,
             aside=self._aside,
-            notify=lambda message: self._aside(lambda: self._channel.notify(message)),
+            notify=lambda message: self.notify([message], self._aside_done),
             detach=self._channel.detach,
             recycle=self._channel.recycle,
             watch=self._watch,
             report=report,
         )  # fmt: skip
         loop.add(fd, self._ready)
+
+    def note_own_changes(self, own: OwnChanges) -> None:
+        """Let it hear of all changes from now on."""
+        self._handlers = own.noting(self._handlers)
+
+    def notify(self, messages: Sequence[bytes], done: Callable[[Any, BaseException | None], None]) -> None:
+        """Write notices, those of one inode or of the names in one directory in their order and after those that came
+        before; then call `done` on the loop."""
+        by_inode: dict[int, list[bytes]] = {}
+        for message in messages:
+            by_inode.setdefault(notices.about(message), []).append(message)
+        left = len(by_inode)
+
+        def written(result: Any, error: BaseException | None) -> None:
+            nonlocal left
+            left -= 1
+            if not left:
+                done(result, error)
+
+        for nodeid, parts in by_inode.items():
+            self._loop.submit_waiting(nodeid, partial(self._write, parts), written)
+
+    def _write(self, messages: Sequence[bytes]) -> None:
+        for message in messages:
+            self._channel.notify(message)
 
     @property
     def waiting(self) -> int:
@@ -136,6 +169,11 @@ class Session:
             if decoder is None:
                 raise ProtocolError(f"unknown opcode {opcode}", errno=errno.ENOSYS)
             request = decoder(view[_HEADER_SIZE : size - header.extlen])
+            if header.pid in self.agents:
+                own = self.agents[header.pid](header, request)
+                if own is not None:
+                    self._answer(header, began, own)
+                    return
             handler = self._handlers.get(opcode)
             if self._only_uids is not None and header.uid not in self._only_uids and opcode not in _NO_REPLY:
                 raise OSError(errno.EACCES, "allow_root")

@@ -2,34 +2,47 @@
 
 import json
 import os
-from typing import Any
+from typing import Any, NamedTuple
 
 from . import __version__
 from .loop import Loop
 from .options import MountOptions
+from .reflect.journal import Journal
+from .reflect.reflection import Reflection
 from .session import Session
 from .shift.idmap import IdMap
 from .tree import Tree
 from .wire.abi import InitFlag
 
 
-def report(
-    name: str, options: MountOptions, mountpoint: bytes, session: Session, tree: Tree, loop: Loop
-) -> bytes:  # fmt: skip
-    """`status` or `stats` as JSON. `mountpoint`: without symlinks, as mounted."""
-    made = _status(options, mountpoint, session, tree, loop) if name == "status" else _stats(session, tree, loop)
-    return json.dumps(made, indent=1).encode()
+class Parts(NamedTuple):
+    """What a mount is made of. `mountpoint`: without symlinks, as mounted."""
+
+    options: MountOptions
+    mountpoint: bytes
+    session: Session
+    tree: Tree
+    loop: Loop
+    journal: Journal
+    reflection: Reflection | None
 
 
-def _status(
-    options: MountOptions, mountpoint: bytes, session: Session, tree: Tree, loop: Loop
-) -> dict[str, Any]:  # fmt: skip
+def report(name: str, parts: Parts, after: int = 0, when: float = 0.0) -> bytes:
+    """`status`, `stats`, or `events` (after that number, not before that time) as JSON."""
+    if name == "events":
+        return json.dumps(parts.journal.report(after, when)).encode()
+    return json.dumps(_status(parts) if name == "status" else _stats(parts), indent=1).encode()
+
+
+def _status(parts: Parts) -> dict[str, Any]:
+    options, session, tree = parts.options, parts.session, parts.tree
+    ways = parts.reflection.live.ways() if parts.reflection is not None else {}
     agreed = session.negotiated
     return {
         "version": __version__,
         "pid": os.getpid(),
         "source": _source(options, tree),
-        "mountpoint": os.fsdecode(mountpoint),
+        "mountpoint": os.fsdecode(parts.mountpoint),
         "options": {
             "read_only": options.read_only,
             "allow_other": options.allow_other,
@@ -42,6 +55,7 @@ def _status(
             "sync": options.sync,
             "dirsync": options.dirsync,
             "timeout": options.timeout,
+            "watch": options.watch,
             "open": "serve" if session.context.serves_open else "refuse",
             "fsname": os.fsdecode(options.fsname or b"") or _source(options, tree) or "shiftfs",
             "subtype": os.fsdecode(options.subtype),
@@ -56,9 +70,10 @@ def _status(
             "max_pages": agreed.max_pages if agreed else None,
             "max_readahead": agreed.max_readahead if agreed else None,
         },
-        "layers": tree.describe(),
+        "layers": [{**layer, "watch": ways.get(index, "off")} for index, layer in enumerate(tree.describe())],
         "copies": tree.progress(),
-        **_sizes(session, tree, loop),
+        "live": parts.reflection.describe() if parts.reflection is not None else None,
+        **_sizes(parts),
     }
 
 
@@ -76,22 +91,25 @@ def _layering(options: MountOptions) -> dict[str, object]:
         "index": options.index,
         "volatile": options.volatile,
         "userxattr": options.userxattr,
+        "ghost": options.ghost,
     }
 
 
-def _stats(session: Session, tree: Tree, loop: Loop) -> dict[str, Any]:
-    return {"pid": os.getpid(), "requests": session.counters.report(), **_sizes(session, tree, loop)}
+def _stats(parts: Parts) -> dict[str, Any]:
+    return {"pid": os.getpid(), "requests": parts.session.counters.report(), **_sizes(parts)}
 
 
-def _sizes(session: Session, tree: Tree, loop: Loop) -> dict[str, Any]:
+def _sizes(parts: Parts) -> dict[str, Any]:
+    session, journal = parts.session, parts.journal
     return {
         "inodes": len(session.context.inodes),
         "listings": len(session.context.listings),
         "handles": len(session.context.handles),
         "waiting": session.waiting,
-        "workers": loop.workers,
-        "descriptors": {**tree.descriptors(), "open": len(os.listdir("/proc/self/fd"))},
+        "workers": parts.loop.workers,
+        "descriptors": {**parts.tree.descriptors(), "open": len(os.listdir("/proc/self/fd"))},
         "memory_kib": _resident_kib(),
+        "journal": {"total": journal.total, "dropped": journal.dropped},
     }
 
 

@@ -37,13 +37,18 @@ _UNCHANGED: Final = 0xFFFFFFFF
 
 
 def getattr(ctx: Context, header: Header, request: requests.Getattr) -> Payload:
-    entry = ctx.inodes.get(header.nodeid).entry
-    return replies.attr(ctx.valid, ctx.shown(ctx.tree.attributes(entry)))
+    inode = ctx.inodes.get(header.nodeid)
+    if inode.is_directory:
+        ctx.check_listing(inode)
+    a = ctx.tree.attributes(inode.entry)
+    ctx.check_links(inode, a)
+    return replies.attr(ctx.valid(inode), ctx.shown(a))
 
 
 def statx(ctx: Context, header: Header, request: requests.Statx) -> Payload:
     """The kernel asks by STATX where a user wants the birth time (Linux 6.6)."""
-    a = ctx.tree.attributes(ctx.inodes.get(header.nodeid).entry)
+    inode = ctx.inodes.get(header.nodeid)
+    a = ctx.tree.attributes(inode.entry)
     shown = replies.Attr(*ctx.shown(a))
     mask = _STATX_BASIC | (files.STATX_BTIME if a.has_btime else 0)
     fields = replies.StatxFields(
@@ -51,7 +56,7 @@ def statx(ctx: Context, header: Header, request: requests.Statx) -> Payload:
         a.statx_attributes_mask, a.atime, a.atimensec, a.btime, a.btimensec, a.ctime, a.ctimensec, a.mtime,
         a.mtimensec, os.major(a.rdev), os.minor(a.rdev), 0, 0,
     )  # fmt: skip
-    return replies.statx(ctx.valid, 0, fields)
+    return replies.statx(ctx.valid(inode), 0, fields)
 
 
 def setattr(ctx: Context, header: Header, request: requests.Setattr) -> Result:
@@ -126,7 +131,7 @@ def _truncate_later(ctx: Context, header: Header, inode: Inode, size: int, chang
 def _apply(ctx: Context, inode: Inode, change: Change | None) -> Payload:
     if change is not None:
         ctx.tree.change(inode.entry, change)
-    return replies.attr(ctx.valid, ctx.shown(ctx.tree.attributes(inode.entry)))
+    return replies.attr(ctx.valid(inode), ctx.shown(ctx.tree.attributes(inode.entry)))
 
 
 def statfs(ctx: Context, header: Header, request: requests.Statfs) -> Payload:

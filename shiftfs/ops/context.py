@@ -7,7 +7,7 @@ import errno
 import os
 import stat
 from collections.abc import Callable, Generator
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from cachetools import FIFOCache, LRUCache
 
@@ -15,7 +15,7 @@ from ..inodes import Inode, InodeTable
 from ..shift.credentials import Credentials
 from ..shift.idmap import UNMAPPED, IdMap
 from ..tree import Attributes, Gate, RealKey, Tree, Work
-from ..wire import replies
+from ..wire import notices, replies
 
 Payload = bytes | bytearray | memoryview
 Later = Generator[Work | Gate, Any, Payload]
@@ -23,10 +23,30 @@ Later = Generator[Work | Gate, Any, Payload]
 Result = Payload | Later | None
 """What a handler answers: a payload, a payload later, or nothing at all (FORGET)."""
 
+FOREVER: Final = (1 << 31, 0)
+"""Seconds and nanoseconds for which the kernel may trust what we will tell it of if it changes."""
+
+_DIRECTORY: Final = 4
 _LISTED_NAMES: Final = 1_000_000
 """How many names the listings that are kept may have together."""
 
 DONE: Final = b""
+
+
+class Live(Protocol):
+    """What follows the changes made behind the mount (reflect.live)."""
+
+    def added(self, inode: Inode, attributes: Attributes) -> Attributes:
+        """The kernel is told of an inode: watch it, where that takes a watch of its own. What it is from then on."""
+
+    def seen_again(self, inode: Inode) -> None:
+        """One with a watch has been looked up again; it may be made of other real inodes now."""
+
+    def is_up_now(self, inode: Inode) -> None:
+        """It has been copied up, with the directories above it: watch those in the upper layer too."""
+
+    def forgotten(self, inode: Inode) -> None:
+        """One with a watch is not known any more."""
 
 
 class Context:
@@ -46,20 +66,24 @@ class Context:
         detach: Callable[[], bytearray],
         recycle: Callable[[bytearray], None],
         watch: Callable[[int, Callable[[], None]], Callable[[], None]],
-        report: Callable[[str], bytes],
+        report: Callable[[str, int, float], bytes],
     ) -> None:
-        """`timeout`: how long, in seconds, the kernel may trust names and attributes. `max_read`: bytes of the largest
-        answer. `aside` runs a call on a worker and forgets it; `notify` sends a notice; `detach` takes the buffer of
-        the present request until `recycle` gives it back; `watch` waits for a descriptor; `report` makes what
-        shiftfsctl asks."""
+        """`timeout`: how long, in seconds, the kernel may trust names and attributes of which nobody will tell us that
+        they change. `max_read`: bytes of the largest answer. `aside` runs a call on a worker and forgets it; `notify`
+        sends a notice; `detach` takes the buffer of the present request until `recycle` gives it back; `watch` waits
+        for a descriptor; `report` makes what shiftfsctl asks."""
         self.tree = tree
         self.inodes = InodeTable(tree.root_attributes()[0], tree.root)
         tree.knows(self._entry_of)
         self.uids = uids
         self.gids = gids
         seconds = int(timeout)
-        self.valid = (seconds, int((timeout - seconds) * 1e9))
-        self.absent = replies.entry(0, 0, self.valid, (0, 0), (0,) * 16)
+        self.timeout = (seconds, int((timeout - seconds) * 1e9))
+        self._absent = replies.entry(0, 0, self.timeout, (0, 0), (0,) * 16)
+        self._absent_for_now = replies.entry(0, 0, FOREVER, (0, 0), (0,) * 16)
+        self.live: Live | None = None
+        self.on_told: Callable[[Inode, bytes, Inode], None] | None = None
+        """Called when the kernel is told of a name in a watched directory."""
         self.serves_open = serves_open
         self.kernel_strips_set_gid = False  # until INIT tells
         self.credentials = Credentials(uids, gids)
@@ -71,7 +95,7 @@ class Context:
         self.last_handle = 0
         self.kept: FIFOCache[Any, None] = FIFOCache(max(tree.descriptors()["bound"] // 2, 8))
         """The open files that hold a descriptor: callers may open more files than we may have descriptors."""
-        self.reports: dict[str, bytes] = {}
+        self.reports: dict[str, tuple[object, bytes]] = {}
         self.owner = os.geteuid()
         self.inner_root: bytes | None = None
         """A name below the root that leads to the root itself, while one is wanted (mount.show_inner_root)."""
@@ -99,10 +123,53 @@ class Context:
         inode = self.inodes.known(key)
         if inode is None:
             inode = self.inodes.add(key, self.tree.entry(parent.entry, name, key, place))
+            if self.live is not None and (key[3] & 0xF == _DIRECTORY or attributes.nlink > 1):
+                attributes = self.live.added(inode, attributes)
         else:
             self.tree.found_at(inode.entry, parent.entry, name, place)
+            if key[3] & 0xF == _DIRECTORY:
+                self.check_listing(inode)
+            if self.live is not None:
+                if inode.watch is not None:
+                    self.live.seen_again(inode)
+                elif attributes.nlink > 1:
+                    attributes = self.live.added(inode, attributes)
         inode.nlookup += 1
-        return replies.entry(inode.nodeid, 0, self.valid, self.valid, self.shown(attributes))
+        watch = parent.watch
+        if watch is None:
+            return replies.entry(inode.nodeid, 0, self.timeout, self.timeout, self.shown(attributes))
+        self.inodes.tell(parent, name, inode)
+        if self.on_told is not None:
+            self.on_told(parent, name, inode)
+        names = FOREVER if watch.steady else self.timeout
+        return replies.entry(inode.nodeid, 0, names, self.valid(inode), self.shown(attributes))
+
+    def check_listing(self, inode: Inode) -> None:
+        """Where nobody tells us of changes: the kernel keeps a directory's listing as long as its times stay, and those
+        of a merged one are its topmost part's."""
+        if (inode.watch is None or not inode.watch.steady) and self.tree.listing_changed(inode.entry):
+            self.notify(notices.inval_inode(inode.nodeid, 0, 0))
+
+    def check_links(self, inode: Inode, attributes: Attributes) -> None:
+        """A file that has got one more name may be changed by it where nobody is listening: it is watched itself."""
+        if attributes.nlink > 1 and inode.watch is None and self.live is not None and not inode.is_directory:
+            self.live.added(inode, attributes)
+
+    def valid(self, inode: Inode) -> tuple[int, int]:
+        """For how long the kernel may trust the attributes of an inode: for ever, if we hear of changes."""
+        watch = inode.watch
+        if watch is None and inode.parent is not None:
+            watch = inode.parent.watch
+        return FOREVER if watch is not None and watch.steady else self.timeout
+
+    def absent_in(self, parent: Inode) -> bytes:
+        """The reply for a name that is not there."""
+        return self._absent_for_now if parent.watch is not None and parent.watch.steady else self._absent
+
+    def is_up_now(self, inode: Inode) -> None:
+        """An inode has been copied up."""
+        if self.live is not None:
+            self.live.is_up_now(inode)
 
     def look(self, parent: Inode, name: bytes) -> bytes:
         """Look a name up and adopt what is there."""

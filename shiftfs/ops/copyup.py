@@ -52,6 +52,7 @@ def _later(
 ) -> Later:
     for inode, size, metadata_only, name_only in missing:
         yield from ctx.tree.copy_up(inode.entry, size, metadata_only, ctx.stopped(header.unique), name_only)
+        ctx.is_up_now(inode)
     result = handler(ctx, header, request)
     if isinstance(result, Generator):
         result = yield from result

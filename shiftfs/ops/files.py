@@ -63,6 +63,7 @@ def opened(
     be broken if need be."""
     if writable and not ctx.tree.is_up(inode.entry):
         yield from ctx.tree.copy_up(inode.entry, size, False, ctx.stopped(header.unique))
+        ctx.is_up_now(inode)
     try:
         return shared(ctx, inode, fh, writable)
     except BlockingIOError:

@@ -21,15 +21,19 @@ def lookup(ctx: Context, header: Header, request: requests.Lookup) -> Payload:
     try:
         found = ctx.tree.lookup(parent.entry, request.name)
     except FileNotFoundError:
-        return ctx.absent
+        return ctx.absent_in(parent)
     return ctx.adopt(parent, request.name, *found)
 
 
 def _inner_root(ctx: Context) -> Payload:
     ctx.inner_root = None
     attributes = ctx.tree.root_attributes()[1]
-    root = ctx.inodes.second_root()
-    return replies.entry(root.nodeid, 0, ctx.valid, ctx.valid, ctx.shown(attributes))
+    outer, root = ctx.inodes.root, ctx.inodes.second_root()
+    if ctx.live is not None:
+        ctx.live.forgotten(outer)
+        attributes = ctx.live.added(root, attributes)
+    valid = ctx.valid(root)
+    return replies.entry(root.nodeid, 0, valid, valid, ctx.shown(attributes))
 
 
 def forget(ctx: Context, header: Header, request: requests.Forget) -> None:
@@ -42,13 +46,13 @@ def batch_forget(ctx: Context, header: Header, request: requests.BatchForget) ->
 
 
 def _drop(ctx: Context, nodeid: int, count: int) -> None:
-    inode = ctx.inodes.forget(nodeid, count)
-    if inode is None:
-        return
-    ctx.listings.pop(inode, None)
-    if inode.unlinked:
-        _free_aside(ctx, inode)
-    ctx.tree.release(inode.entry)
+    for inode in ctx.inodes.forget(nodeid, count):
+        ctx.listings.pop(inode, None)
+        if inode.watch is not None and ctx.live is not None:
+            ctx.live.forgotten(inode)
+        if inode.unlinked:
+            _free_aside(ctx, inode)
+        ctx.tree.release(inode.entry)
 
 
 def _free_aside(ctx: Context, inode: Inode) -> None:
@@ -97,7 +101,7 @@ def tmpfile(ctx: Context, header: Header, request: requests.Create) -> Payload:
     inode = ctx.inodes.add(key, entry)
     inode.nlookup += 1
     ctx.inodes.bury(inode)
-    found = replies.entry(inode.nodeid, 0, ctx.valid, ctx.valid, ctx.shown(attributes))
+    found = replies.entry(inode.nodeid, 0, ctx.timeout, ctx.timeout, ctx.shown(attributes))
     # No handle: the inode itself keeps the descriptor until it is forgotten, opened or not.
     return replies.create(found, replies.open(0, 0))
 
@@ -127,7 +131,9 @@ def link(ctx: Context, header: Header, request: requests.Link) -> Payload:
 def unlink(ctx: Context, header: Header, request: requests.Unlink) -> Payload:
     parent = ctx.to_change(header.nodeid)
     inode = ctx.known_at(parent, request.name)
-    if ctx.tree.unlink(parent.entry, request.name, inode and inode.entry):
+    gone = ctx.tree.unlink(parent.entry, request.name, inode and inode.entry)
+    ctx.inodes.untell(parent, request.name)
+    if gone:
         _gone(ctx, inode)
     return DONE
 
@@ -136,6 +142,7 @@ def rmdir(ctx: Context, header: Header, request: requests.Rmdir) -> Payload:
     parent = ctx.to_change(header.nodeid)
     inode = ctx.known_at(parent, request.name)
     ctx.tree.rmdir(parent.entry, request.name, inode and inode.entry)
+    ctx.inodes.untell(parent, request.name)
     _gone(ctx, inode)
     return DONE
 
@@ -161,6 +168,7 @@ def rename(ctx: Context, header: Header, request: requests.Rename) -> Payload:
             gone = ctx.tree.rename(*arguments)
     else:
         gone = ctx.tree.rename(*arguments)
+    ctx.inodes.renamed(parent, request.oldname, target, request.newname, bool(request.flags & files.RENAME_EXCHANGE))
     if gone:
         _gone(ctx, replaced)
     return DONE

@@ -4,8 +4,12 @@ Owns their layouts. Never decides when one is due, and never writes it: a write 
 lock, so that is for the notice threads. Any thread.
 """
 
+import struct
+
 from shiftfs.wire import abi
 from shiftfs.wire.abi import InvalEntryFlag, NoticeCode
+
+_ABOUT = struct.Struct("@Q")
 
 EXPIRE_ONLY = int(InvalEntryFlag.EXPIRE_ONLY)
 
@@ -26,6 +30,22 @@ def inval_entry(parent: int, name: bytes, flags: int = 0) -> bytes:
     return message(
         NoticeCode.INVAL_ENTRY, abi.NOTIFY_INVAL_ENTRY_OUT.pack(parent, len(name), flags) + name + b"\0"
     )
+
+
+def about(notice: bytes) -> int:
+    """The nodeid of an inode's notice, or of the directory that a name's is about."""
+    (nodeid,) = _ABOUT.unpack_from(notice, abi.OUT_HEADER.size)
+    return int(nodeid)
+
+
+def expiring(notice: bytes) -> bytes:
+    """The same, but that mounts below a name stay where they are."""
+    start = abi.OUT_HEADER.size
+    if abi.OUT_HEADER.unpack_from(notice)[1] != NoticeCode.INVAL_ENTRY:
+        return notice
+    parent, length, flags = abi.NOTIFY_INVAL_ENTRY_OUT.unpack_from(notice, start)
+    end = start + abi.NOTIFY_INVAL_ENTRY_OUT.size
+    return notice[:start] + abi.NOTIFY_INVAL_ENTRY_OUT.pack(parent, length, flags | EXPIRE_ONLY) + notice[end:]
 
 
 def delete(parent: int, child: int, name: bytes) -> bytes:

@@ -1,0 +1,58 @@
+"""Puts together what follows the layers of one mount: watchers, what is made of their news, and the agent that acts.
+
+Owns the parts and their descriptors in the loop; decides nothing. Loop thread.
+"""
+
+from collections.abc import Callable
+
+from ..loop import Loop
+from ..ops.own import OwnChanges
+from ..session import Session
+from .agent import Agent
+from .journal import Journal
+from .live import Live
+from .performing import Performing
+from .watchers import Watchers
+
+
+class Reflection:
+    """Of one mount. Without an agent the kernel is told of changes, but nobody else is."""
+
+    def __init__(self, loop: Loop, session: Session, watch: str, journal: Journal, log: Callable[[str], None]) -> None:
+        """`watch` as the option."""
+        self._loop = loop
+        self._session = session
+        context = session.context
+        self._performing = Performing(context, session.notify)
+        self._own = OwnChanges()
+        self._notes_own = False
+        self._watchers = Watchers(watch, on_descriptor=self._listen)
+        self.live = Live(
+            context, self._watchers, self._performing, journal, log, self._own,
+            run=session.run_aside, closing=loop.remove,
+        )  # fmt: skip
+        context.live = self.live
+
+    def employ(self, agent: Agent) -> None:
+        """It has a mount to work on from now on."""
+        for fd, heard in self._performing.employ(agent.threads):
+            self._loop.add(fd, heard)
+        for thread in agent.threads:
+            self._session.agents[thread.tid] = self._performing.answer
+
+    def dismiss(self, agent: Agent) -> None:
+        """It has none any more."""
+        for thread in agent.threads:
+            self._loop.remove(thread.fd)
+            self._session.agents.pop(thread.tid, None)
+        self._performing.dismiss()
+
+    def _listen(self, fd: int) -> None:
+        self._loop.add(fd, lambda: self.live.ready(fd))
+        if not self._watchers.tells_who(fd) and not self._notes_own:
+            self._notes_own = True
+            self._session.note_own_changes(self._own)
+
+    def describe(self) -> dict[str, object]:
+        """For `status`."""
+        return {**self.live.describe(), **self._performing.describe()}

@@ -1,0 +1,80 @@
+"""Looks again at what was told, where news of changes have been lost, or a directory is made of other layers' now.
+
+Owns nothing. What has changed is told as if it had been heard of. Loop thread.
+"""
+
+from collections.abc import Callable
+from typing import Final
+
+from ..inodes import Inode
+from ..ops.context import Context
+from ..tree import RealKey, Steps
+from .changes import Changes
+
+_SLICE: Final = 64
+"""How many inodes are looked at again before requests have their turn."""
+
+
+class Revalidation:
+    """Of one mount. `seen_again` is called for each inode that has a watch."""
+
+    def __init__(self, ctx: Context, changes: Changes, seen_again: Callable[[Inode], None]) -> None:
+        self._inodes = ctx.inodes
+        self._tree = ctx.tree
+        self._changes = changes
+        self._seen_again = seen_again
+
+    def all(self, since: float) -> Steps:
+        """Everything that is known; what has changed since that time (of the epoch) is told as changed."""
+        for inode in self._inodes.watched():
+            if inode.is_directory:
+                yield from self.directory(inode, since, ())
+
+    def directory(self, directory: Inode, since: float, before: tuple[RealKey, ...]) -> Steps:
+        """Compare all that was told of a directory with what is there. What changed `since` is told as changed; so are
+        names of real directories that it was not made of `before`, where that is given."""
+        self._changes.listing(directory)
+        told = dict(directory.children or {})
+        for count, (name, inode) in enumerate(told.items()):
+            if count % _SLICE == _SLICE - 1:
+                yield _nothing
+            self._compare(directory, name, inode, since)
+        try:
+            held = self._tree.held(directory.entry)
+            listed = yield lambda: self._tree.listing(held)
+        except OSError:
+            return
+        for count, one in enumerate(listed):
+            if count % _SLICE == _SLICE - 1:
+                yield _nothing
+            if one.name not in told and one.name not in (directory.children or {}):
+                self._new(directory, one.name, since, before)
+
+    def _compare(self, directory: Inode, name: bytes, told: Inode, since: float) -> None:
+        found = self._changes.found(directory, name)
+        if (directory.children or {}).get(name) is not told:
+            return  # told anew meanwhile
+        if found is None or found[0] != told.key:
+            self._changes.deleted(directory, name, told.is_directory)
+            if found is not None:
+                self._changes.created(directory, name, found[1].mode >> 12 == 4)
+            return
+        self._tree.found_at(told.entry, directory.entry, name, found[2])
+        if told.watch is not None:
+            self._seen_again(told)
+        if found[1].ctime >= since:
+            if not told.is_directory:
+                self._changes.modified(directory, name)
+            self._changes.attributes(directory, name, told.is_directory)
+
+    def _new(self, directory: Inode, name: bytes, since: float, before: tuple[RealKey, ...]) -> None:
+        """A name that the kernel was not told of. It may have been there, but for what has changed since."""
+        found = self._changes.found(directory, name)
+        if found is None:
+            return
+        if found[1].ctime >= since or (before and self._tree.came_from(directory.entry, found[2]) not in before):
+            self._changes.found_new(directory, name)
+
+
+def _nothing() -> None:
+    """Done by a worker, so that requests have their turn."""
