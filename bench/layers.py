@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from shiftfs.ctl import ask
+from shiftfs.asking import ask
 
 from .cold import cold_stat, cold_walk, drop_caches, make_tree, report
 

@@ -52,11 +52,11 @@ def configurations(overlays: bool) -> list[Configuration]:
                 options = (*(MAP if mapped else ()), f"open={opening}")
                 found.append(Configuration(name, options, FIRST_REAL_ID if mapped else 0, is_overlay=True))
         return found
-    for timeout in ("1", "3600"):
+    for watching in ("auto", "off"):
         for opening in ("auto", "serve"):
             for mapped in (False, True):
-                name = f"{'map' if mapped else 'no map'}, open={opening}, timeout={timeout}"
-                options = (*(MAP if mapped else ()), f"open={opening}", f"timeout={timeout}")
+                name = f"{'map' if mapped else 'no map'}, open={opening}, watch={watching}"
+                options = (*(MAP if mapped else ()), f"open={opening}", f"watch={watching}")
                 found.append(Configuration(name, options, FIRST_REAL_ID if mapped else 0))
     return found
 

@@ -33,6 +33,15 @@ RULES = {
     "ops": "ops wire inodes tree shift sys.files",
     "channel": "sys",
     "counters": "wire",
+    "reflect.journal": "",
+    "reflect.agent": "reflect.agent_child",
+    "reflect.agent_child": "reflect.action sys",
+    "reflect.ending": "loop",
+    "reflect.reflection": "reflect ops loop session",
+    "reflect": "reflect ops wire inodes tree sys",
+    "reflect.happening": "",
+    "reflect.sources": "reflect.happening sys",
+    "reflect.watchers": "reflect.sources reflect.happening sys",
     "session": "wire channel counters ops inodes tree shift loop",
     # The command lines. Only cli puts the parts together.
     "usermaps": "shift.idmap",
@@ -40,10 +49,12 @@ RULES = {
     "options": "version arguments usermaps vocabulary shift.idmap",
     "mount": "options sys",
     "daemon": "",
-    "status": "version options session loop tree shift.idmap wire",
+    "status": "version options session loop tree shift.idmap wire reflect.journal reflect.reflection",
     "cli": "everything",
     "__main__": "cli",
-    "ctl": "version ops.control",
+    "asking": "ops.control",
+    "events": "asking",
+    "ctl": "version asking events",
 }
 
 # What may be named in annotations only, beneath `if TYPE_CHECKING:`, in addition.

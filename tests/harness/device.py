@@ -132,7 +132,7 @@ class Served:
                 max_write=MAX_WRITE,
                 log=self.log.append,
                 trace=self.trace.append,
-                **{"serves_open": True, "report": lambda name: name.encode(), **self._options},
+                **{"serves_open": True, "report": lambda name, *wanted: name.encode(), **self._options},
             )  # fmt: skip
             self.session.on_end = self._end
         except BaseException as error:

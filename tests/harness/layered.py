@@ -152,7 +152,13 @@ class Merged:
             self.upper.mkdir(exist_ok=True)
             self.upper.chmod(0o777)
             write_tree(self.upper, upper)
+        self.settled()
         return self.path
+
+    def settled(self) -> None:
+        """Wait until what was done in the layers has been told on the mount."""
+        if self.kind != "kernel":
+            self.mount.settled()
 
 
 def new_merged(layers: Layers, mount: Mount, kind: str) -> Merged:

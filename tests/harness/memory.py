@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 from shiftfs.sys import files
-from shiftfs.tree import Attributes, Change, Descriptor, Listed, RealKey, Space, Steps, Work
+from shiftfs.tree import Attributes, Change, Contributor, Descriptor, Listed, RealKey, Shown, Space, Steps, Work
 
 DEVICE = 77
 
@@ -181,6 +181,15 @@ class MemoryTree:
         fd = os.open(f"/proc/self/fd/{held.fd}", flags | os.O_CLOEXEC)
         return Descriptor(fd, os.close, flags & os.O_ACCMODE != os.O_RDONLY)
 
+    def open_anew(self, entry: Any) -> None:
+        pass
+
+    def lists_anew(self, entry: Any) -> bool:
+        return False
+
+    def listing_changed(self, entry: Any) -> bool:
+        return False
+
     def keep_data(self, entry: Node, data: Descriptor) -> None:
         pass
 
@@ -260,6 +269,30 @@ class MemoryTree:
 
     def sync(self) -> None:
         self._called("sync")
+
+    def contributors(self, entry: Node) -> tuple[Contributor, ...]:
+        return (Contributor(0, entry.key, lambda: (entry.content.fd, b"")),)
+
+    def tells_changes(self, contributor: Contributor) -> bool:
+        return False
+
+    def keys_of(self, handle: bytes) -> list[RealKey]:
+        return []
+
+    def came_from(self, directory: Node, place: None) -> RealKey:
+        return directory.key
+
+    def hidden(self, directory: Node, layer: int, name: bytes) -> Shown:
+        return Shown.TOP
+
+    def covered(self, directory: Node, layer: int, name: bytes) -> bool:
+        return False
+
+    def concerns(self, name: bytes) -> bytes | None:
+        return name
+
+    def refresh_root(self) -> None:
+        pass
 
     def tidy(self, now: float) -> bool:
         return False

@@ -32,6 +32,7 @@ from harness.commands import (
     wait_until,
 )
 from harness.mounts import Leftover, MountEntry, mount_table, newest_mount, unmount
+from shiftfs.asking import ask
 
 _ROUNDS = 20
 
@@ -53,6 +54,17 @@ class Mount:
 
     def stats(self) -> dict[str, Any]:
         return self._ask("stats")
+
+    def settled(self) -> None:
+        """Wait until all that has been done in the layers has been told on the mount."""
+        heard = [-1]
+
+        def nothing_new() -> bool:
+            status = json.loads(ask(str(self.path), "status"))  # as one who waits often
+            before, heard[0] = heard[0], status["journal"]["total"]
+            return status["live"] is None or (heard[0] == before and status["live"]["waiting"] == 0)
+
+        wait_until(nothing_new, "all changes told on the mount")
 
     def requests(self) -> Counter[str]:
         """How many requests of each opcode the process has answered."""

@@ -22,7 +22,8 @@ FIRST_REAL_ID = 100000
 MAP = tuple(f"{kind}mapping={FIRST_REAL_ID}:0:65536" for kind in ("uid", "gid"))
 # Devices are honoured as on the plain directory: opening the whiteout that a rename leaves is ENXIO then, not EACCES.
 KINDS: dict[str, tuple[str, ...]] = {
-    "unshifted": ("allow_dev", "timeout=3600"),
+    "unshifted": ("allow_dev",),
+    "unwatched": ("allow_dev", "watch=off", "timeout=3600"),
     "shifted": ("allow_dev", *MAP),
     "shifted, OPEN served": ("allow_dev", "open=serve", *MAP),
 }

@@ -66,7 +66,7 @@ def test_named_ids_are_shifted(pair: tuple[Path, Path], prefix: str) -> None:
     run(["setfacl", "--remove-all", layer])
     set_acl(layer, f"{prefix}user:6:r--", real[1])
     now = {f"{prefix}user:100006:r--", shown[1]}
-    # The kernel keeps an ACL for as long as attributes, timeout=.
+    # The kernel keeps an ACL for as long as attributes.
     wait_until(lambda: now < set(acl(seen)) and shown[0] not in acl(seen), "the layer's new ACL on the mount")
 
 

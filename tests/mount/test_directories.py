@@ -222,7 +222,7 @@ def test_a_listing_that_was_cached_shows_every_change_made_here(place: Place) ->
 
 
 def test_a_listing_that_was_cached_shows_changes_of_the_layer(shown: Place) -> None:
-    """Within timeout=, however often it is read, and though mtime may not tell two changes apart."""
+    """However often it is read, and though mtime may not tell two changes apart."""
     for number in range(5):
         (shown.layer / f"one{number}").touch()
         os.listdir(shown.path)

@@ -356,7 +356,7 @@ def test_hard_links_may_go_in_any_number(tmp_path: Path) -> None:
     """An inode that has names left, though none that the daemon has seen last, costs no descriptor."""
     for directory in ("one", "two"):
         (tmp_path / directory).mkdir()
-    with mounted(tmp_path, None, "timeout=3600", descriptors=256) as mount:
+    with mounted(tmp_path, None, descriptors=256) as mount:
         for i in range(1000):
             (mount.path / f"one/file{i}").write_bytes(b"%d" % i)
             os.link(mount.path / f"one/file{i}", mount.path / f"two/file{i}")

@@ -105,10 +105,15 @@ def test_numbers_stay_when_all_is_forgotten(place: Place) -> None:
 # Changes behind the mount.
 
 
+@pytest.fixture(scope="module", params=["watch=auto", "watch=off"])
+def watch(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
 @pytest.fixture(scope="module", params=["open=refuse", "open=serve"])
-def quick(request: pytest.FixtureRequest, source: Path) -> Iterator[Mount]:
+def quick(request: pytest.FixtureRequest, watch: str, source: Path) -> Iterator[Mount]:
     """A mount that soon sees what has changed in the layer."""
-    with mounted(source, None, f"timeout={TIMEOUT}", request.param) as mount:
+    with mounted(source, None, watch, f"timeout={TIMEOUT}", request.param) as mount:
         yield mount
 
 
@@ -136,10 +141,15 @@ def shows(path: Path, content: bytes) -> None:
 def test_an_open_file_stays_itself_when_the_layer_renames(
     quick: Mount, pair: tuple[Path, Path], was_read: bool, forgotten: bool
 ) -> None:
-    """And another takes its name. Where OPEN is refused, one never read is lost until it is seen under its new name."""
+    """And another takes its name. Where OPEN is refused and nobody watches, one never read is lost until it is seen
+    under its new name."""
     path, layer = pair
     (layer / "file").write_bytes(b"the first")
     (layer / "elsewhere").mkdir()
+    is_watched = quick.status()["options"]["watch"] != "off"
+    if is_watched:
+        assert (path / "elsewhere").is_dir()
+        quick.settled()
     with opened(path / "file", os.O_RDWR) as fd:
         if was_read:
             assert os.pread(fd, 100, 0) == b"the first"
@@ -150,7 +160,7 @@ def test_an_open_file_stays_itself_when_the_layer_renames(
             drop_dentries()
         os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
         shows(path / "file", b"the second")
-        if not was_read and quick.status()["options"]["open"] == "refuse":
+        if not was_read and not is_watched and quick.status()["options"]["open"] == "refuse":
             with pytest.raises(OSError) as caught:
                 os.pread(fd, 100, 0)
             assert caught.value.errno == errno.ESTALE
@@ -182,10 +192,12 @@ def test_a_last_name_removed_here_after_the_layer_removed_the_other(pair: tuple[
 
 
 @pytest.mark.parametrize("was_read", [False, True], ids=["unread", "read"])
-def test_files_swapped_in_the_layer(pair: tuple[Path, Path], was_read: bool) -> None:
+def test_files_swapped_in_the_layer(quick: Mount, pair: tuple[Path, Path], was_read: bool) -> None:
     path, layer = pair
     for name in (b"one", b"two"):
         (layer / os.fsdecode(name)).write_bytes(name)
+    if quick.status()["options"]["watch"] != "off":
+        quick.settled()
     with opened(path / "one") as one, opened(path / "two") as two:
         if was_read:
             assert (os.pread(one, 9, 0), os.pread(two, 9, 0)) == (b"one", b"two")
@@ -269,8 +281,8 @@ def small() -> Iterator[Path]:
 
 
 @pytest.fixture(scope="module", params=["open=refuse", "open=serve"])
-def on_small(request: pytest.FixtureRequest, small: Path) -> Iterator[Mount]:
-    with mounted(small, None, f"timeout={TIMEOUT}", request.param) as mount:
+def on_small(request: pytest.FixtureRequest, watch: str, small: Path) -> Iterator[Mount]:
+    with mounted(small, None, watch, f"timeout={TIMEOUT}", request.param) as mount:
         yield mount
 
 
@@ -306,6 +318,8 @@ def test_a_reused_number_does_not_revive_the_old_file(
     name = f"file{next(_numbers)}"
     layer, path = small / name, on_small.path / name
     layer.write_bytes(b"old content")
+    if on_small.status()["options"]["watch"] != "off":
+        on_small.settled()
     with opened(path) as fd, watching(path, IN_MODIFY) as watch:
         if was_read:
             assert os.pread(fd, 100, 0) == b"old content"

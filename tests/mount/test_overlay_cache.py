@@ -39,7 +39,7 @@ HOT: dict[str, tuple[str, Callable[[Path], object]]] = {
 def overlay(our_layers: Layers) -> Iterator[Mount]:
     write_tree(our_layers.lower, {"dir": {"low": b"1", "copied": b"2", "removed": b"", "link": Path("low")}})
     our_layers.add_lower({"dir": {"lowest": b"3"}})
-    with our_layers.mount("timeout=3600", "open=refuse") as mount:
+    with our_layers.mount("open=refuse") as mount:
         (mount.path / "dir/up").write_bytes(b"4")
         with (mount.path / "dir/copied").open("ab") as file:
             file.write(b"more")

@@ -30,7 +30,7 @@ def test_status_tells_the_layers_and_how_they_are_stacked(tmp_path: Path) -> Non
     assert "source: overlay" in said
     assert (
         f"layers: path {layers.upper}, role upper, private yes, handles yes, xattrs user.overlay., whiteouts device,"
-        " index no, tmpfile yes"
+        " index no, tmpfile yes, watch fanotify filesystem"
     ) in said
 
 

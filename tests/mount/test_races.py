@@ -20,11 +20,11 @@ OPEN_MODES = ["open=refuse", "open=serve"]
 
 @pytest.fixture(params=OPEN_MODES)
 def mount(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Mount]:
-    """A mount that trusts what it has seen for long."""
+    """A mount that trusts what it has seen for long, and hears of nothing."""
     source = tmp_path / "source"
     source.mkdir()
     source.chmod(0o1777)
-    with mounted(source, None, request.param, "timeout=3600") as made:
+    with mounted(source, None, request.param, "watch=off", "timeout=3600") as made:
         yield made
 
 
@@ -132,7 +132,7 @@ def test_a_file_is_found_by_its_handle_when_the_way_to_it_is_gone(tmp_path: Path
     (source / "old" / "file").write_text("content")
     for number in range(600):
         (source / "many" / str(number)).touch()
-    with mounted(source, None, "timeout=0", descriptors=400) as mount:
+    with mounted(source, None, "watch=off", "timeout=0", descriptors=400) as mount:
         fd = os.open(mount.path / "old" / "file", os.O_RDONLY)
         os.fchmod(fd, 0o640)
         os.rename(source / "old" / "file", source / "new" / "file")

@@ -25,7 +25,7 @@ def mount(request: pytest.FixtureRequest) -> Iterator[Mount]:
         for name, *args in (("tmpfs", "-t", "tmpfs", "none"), ("twice", "--bind", str(source / "bound"))):
             run(["mount", *args, source / name])
             stack.callback(unmount, newest_mount(source / name))
-        yield stack.enter_context(mounted(source, None, request.param, "timeout=0.1"))
+        yield stack.enter_context(mounted(source, None, request.param))
 
 
 def test_one_device_and_no_number_twice(mount: Mount) -> None:

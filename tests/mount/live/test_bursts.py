@@ -1,0 +1,206 @@
+"""Many changes at once: all are told, in order; and where some were lost on the way, nothing stays stale."""
+
+import os
+import random
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from harness import wait_until
+from harness.behind import Behind, Place, behind
+from harness.calls import in_children
+from harness.events import Event, Recorder
+
+BURST = 10_000
+QUEUE = Path("/proc/sys/fs/inotify/max_queued_events")
+
+
+@contextmanager
+def queue_of(length: int) -> Iterator[None]:
+    """How many events inotify instances keep that are made now."""
+    before = QUEUE.read_text()
+    QUEUE.write_text(str(length))
+    try:
+        yield
+    finally:
+        QUEUE.write_text(before)
+
+
+def total(status: Any, word: str) -> int:
+    """The sum of all counts in a report whose names contain a word."""
+    if isinstance(status, dict):
+        counts = [value for key, value in status.items() if word in key and isinstance(value, int)]
+        return sum(counts) + sum(total(value, word) for value in status.values())
+    return 0
+
+
+def test_a_burst_arrives_whole_and_in_order(some: Behind) -> None:
+    place = some.new({})
+    names = [f"name{number}" for number in range(BURST)]
+    with queue_of(10 * BURST), place.recorder() as recorder:
+        recorder.watch({"": place.shown})
+        with recorder.reading():
+            for name in names:
+                os.close(os.open(place.layer / name, os.O_CREAT | os.O_WRONLY))
+            wait_until(lambda: recorder.counted("") >= BURST, "an event for each", 30.0)
+            wait_until(lambda: sorted(os.listdir(place.shown)) == sorted(names), "all of it", 30.0)
+        heard = recorder.settled(0.5)[""]
+    assert [event.name for event in heard if event.what == "CREATE"] == names
+    assert {event.what for event in heard} <= {"CREATE", "CLOSE_WRITE"}
+    place.visible(counts=False)
+
+
+def test_a_burst_of_all_kinds(some: Behind) -> None:
+    """In one directory names are made, moved, and go: each file's events in order."""
+    place = some.new({})
+    count = 1000
+    with queue_of(100_000), place.recorder() as recorder:
+        recorder.watch({"": place.shown})
+        with recorder.reading():
+            for number in range(count):
+                (place.layer / f"a{number}").mkdir()
+            for number in range(count):
+                (place.layer / f"a{number}").rename(place.layer / f"b{number}")
+            for number in range(count):
+                (place.layer / f"b{number}").rmdir()
+            wait_until(lambda: recorder.counted("") >= 4 * count, "an event for each", 30.0)
+        heard = recorder.settled(0.5)[""]
+    assert [event.name for event in heard if event.what == "CREATE ISDIR"] == [f"a{one}" for one in range(count)]
+    assert [event.name for event in heard if event.what == "DELETE ISDIR"] == [f"b{one}" for one in range(count)]
+    moves = [event for event in heard if event.cookie]
+    assert [event.name for event in moves] == [f"{side}{one}" for one in range(count) for side in "ab"]
+    assert [event.cookie for event in moves] == [one for number in range(1, count + 1) for one in (number, number)]
+    assert len(heard) == 4 * count
+    place.visible(counts=False)
+
+
+@pytest.mark.parametrize("options", [("watch=inotify",), ("watch=inotify", "open=serve")])
+def test_what_the_queue_has_lost_is_found(area: Path, options: tuple[str, ...]) -> None:
+    """All that is known is looked at again, and whoever watches hears of what is different."""
+    with queue_of(50), behind("source", *options) as found:
+        place = found.new({"stays": b"", "goes": b"", "dir": {"in": b"", "goes": b""}})
+        place.visible(counts=False)
+        with queue_of(100_000), place.recorder() as recorder:
+            recorder.watch({"": place.shown, "dir": place.shown / "dir"})
+            with stopped(found):
+                for number in range(1000):
+                    (place.layer / f"new{number}").mkdir()
+                    (place.layer / f"dir/new{number}").write_bytes(b"%d" % number)
+                (place.layer / "goes").unlink()
+                (place.layer / "dir/goes").unlink()
+                (place.layer / "stays").write_bytes(b"changed")
+            place.visible(counts=False)
+            heard = recorder.until(lambda streams: Event("DELETE", "goes") in streams["dir"], 0.5)
+            for label, what in (("", "CREATE ISDIR"), ("dir", "CREATE")):
+                created = [event.name for event in heard[label] if event.what == what]
+                assert sorted(created) == sorted(f"new{number}" for number in range(1000))
+                assert Event("DELETE", "goes") in heard[label]
+            assert Event("MODIFY", "stays") in heard[""]
+        assert total(found.status(), "overflow") > 0
+        # And on as before.
+        (place.layer / "after").mkdir()
+        place.visible(counts=False)
+
+
+@contextmanager
+def stopped(found: Behind) -> Iterator[None]:
+    assert found.mount is not None
+    os.kill(found.mount.pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(found.mount.pid, signal.SIGCONT)
+
+
+# --- storms ---
+
+
+def renames(root: Path, seed: int) -> None:
+    """A few names are moved about, replaced, exchanged."""
+    choose = random.Random(seed)
+    for _ in range(1500):
+        try:
+            one, other = (root / choose.choice(("", "x", "y", "x/z")) / choose.choice("abcd") for _ in range(2))
+            match choose.randrange(4):
+                case 0:
+                    one.write_bytes(b"%d" % seed)
+                case 1:
+                    one.unlink()
+                case _:
+                    one.rename(other)
+        except OSError:
+            pass
+
+
+def churn(root: Path, seed: int) -> None:
+    """One name comes and goes, as one thing and as another."""
+    path = root / f"name{seed}"
+    for number in range(200):
+        path.write_bytes(b"file %d" % number)
+        path.unlink()
+        path.mkdir()
+        (path / "in").touch()
+        (path / "in").unlink()
+        path.rmdir()
+        path.symlink_to(f"target{number}")
+        path.unlink()
+
+
+def swaps(root: Path, seed: int) -> None:
+    """A symlink points here and there, a file is saved again and again."""
+    for number in range(200):
+        (root / f"link{seed}.tmp").symlink_to("xy"[number % 2])
+        (root / f"link{seed}.tmp").rename(root / f"link{seed}")
+        (root / f"file{seed}.tmp").write_bytes(b"%d" % number)
+        (root / f"file{seed}.tmp").rename(root / f"file{seed}")
+
+
+STORMS: dict[str, Callable[[Path, int], None]] = {"renames": renames, "churn": churn, "swaps": swaps}
+
+
+def look(root: Path, seed: int) -> None:
+    """Whoever uses the mount meanwhile."""
+    end = time.monotonic() + 3
+    while time.monotonic() < end:
+        for above, _, names in os.walk(root):
+            for name in names:
+                try:
+                    Path(above, name).read_bytes()
+                except OSError:
+                    pass
+
+
+@pytest.mark.parametrize("storm", STORMS)
+def test_storms(storm: str, some: Behind) -> None:
+    """What is left is what is shown, and no event feeds on another."""
+    place = some.new({"x": {"z": {}}, "y": {}})
+    with queue_of(1_000_000), place.recorder() as recorder:
+        recorder.watch({"": place.shown, "x": place.shown / "x"})
+        with recorder.reading():
+            work = [lambda seed=seed: STORMS[storm](place.layer, seed) for seed in range(2)]
+            watching = [] if "namespace" in some.kind else [lambda: look(place.shown, 0)]
+            in_children([*work, *watching], 60.0)
+        recorder.settled(0.5, 30.0)
+    place.visible(counts=False)
+    if storm != "renames":
+        comes_and_goes(recorder, place)
+
+
+def comes_and_goes(recorder: Recorder, place: Place) -> None:
+    """No name comes twice without going between, nor goes that is not there; at the end those are there that are."""
+    there = {"x", "y"}
+    for event in recorder.streams[""]:
+        if event.what.startswith("CREATE"):
+            assert event.name not in there, event
+            there.add(event.name)
+        elif event.what.startswith(("DELETE ", "MOVED_FROM")) or event.what == "DELETE":
+            assert event.name in there, event
+            there.remove(event.name)
+        elif event.what.startswith("MOVED_TO"):
+            there.add(event.name)
+    assert there == set(os.listdir(place.layer))

@@ -1,0 +1,56 @@
+"""Every change that can be made in a layer, on mounts of every kind: it is visible at once, and whoever watches the
+mount hears what he would have heard natively, once."""
+
+import time
+from collections.abc import Iterator
+from functools import partial
+
+import pytest
+
+from harness import run
+from harness.behind import KINDS, Behind, Place, difference
+from harness.changes import CHANGES, EVERYWHERE, FULLY, OUTSIDE, TREE
+from harness.events import differences, same_stream
+from harness.recorded import natively, watched
+
+QUIET = 0.15  # seconds; what comes twice or too much comes at once
+
+PAIRS = [(kind, change) for kind in KINDS for change in (CHANGES if kind in FULLY else EVERYWHERE)]
+
+
+@pytest.fixture
+def places(each: Behind) -> Iterator[tuple[Place, Place]]:
+    """Two directories, each to see the same change."""
+    found = each.new(TREE, OUTSIDE), each.new(TREE, OUTSIDE)
+    yield found
+    for place in found:
+        run(["rm", "-rf", place.layer])
+
+
+@pytest.mark.parametrize(("each", "change"), PAIRS, indirect=["each"])
+def test_change(change: str, each: Behind, places: tuple[Place, Place]) -> None:
+    """In one place the mount has looked at everything before, and is looked at at once; in the other it knows only the
+    directories, and is left alone until it has told all."""
+    known, unknown = places
+    with known.recorder() as of_known, unknown.recorder() as of_unknown:
+        of_known.watch(watched(known.layer, known.shown, True))
+        of_unknown.watch(watched(unknown.layer, unknown.shown, False))
+        CHANGES[change](known.layer, known.outside, each.first_id)
+        known.visible()
+        CHANGES[change](unknown.layer, unknown.outside, each.first_id)
+        both = [(of_known, natively(change, True, each.first_id)), (of_unknown, natively(change, False, each.first_id))]
+        for recorder, native in both:
+            recorder.until(partial(same_stream, native), 0)
+        time.sleep(QUIET)
+        for recorder, native in both:
+            assert differences(native, recorder.settled(0)) == {}
+        unknown.visible()
+
+
+@pytest.mark.parametrize("each", KINDS, indirect=True)
+def test_nothing_differs_from_a_fresh_mount(each: Behind) -> None:
+    """After all this, with what is left of it."""
+    for name in ("dir", "dir/sub"):
+        (each.new(TREE).layer / name / "more").mkdir()
+    with each.another() as described:
+        assert difference(described(), each.described()) == ""

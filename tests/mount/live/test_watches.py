@@ -1,0 +1,171 @@
+"""Watches on the mount live as long as they would natively, whatever the kernel forgets, and hear as much."""
+
+import errno
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from harness.behind import Behind, Place
+from harness.calls import drop_dentries, opened
+from harness.changes import CHANGES, OUTSIDE, TREE
+from harness.events import Event, differences, marked, new_mark, same_stream
+from harness.recorded import append, natively, watched
+
+
+@pytest.mark.parametrize("change", ["create", "append", "chmod", "rename-across", "unlink", "atomic-save", "rmdir"])
+def test_names_are_forgotten(change: str, some: Behind) -> None:
+    """The kernel forgets names; the inodes that are watched it keeps, and what is found by a name is found again."""
+    place = some.new(TREE, OUTSIDE)
+    with place.recorder() as recorder:
+        recorder.watch(watched(place.layer, place.shown, True))
+        place.visible()
+        drop_dentries()
+        CHANGES[change](place.layer, place.outside, some.first_id)
+        native = natively(change, True, some.first_id)
+        assert differences(native, recorder.until(lambda streams: same_stream(native, streams))) == {}
+        drop_dentries()
+        place.visible()
+
+
+def test_forgotten_again_and_again(place: Place) -> None:
+    with place.recorder() as recorder:
+        recorder.watch({"log": place.shown / "log", "dir": place.shown / "dir"})
+        for number in range(1, 6):
+            drop_dentries()
+            append(place.layer / "log", b"more\n")
+            (place.layer / f"dir/new{number}").mkdir()
+            expected = {
+                "log": [Event("MODIFY"), Event("CLOSE_WRITE")] * number,
+                "dir": [Event("CREATE ISDIR", f"new{one}") for one in range(1, number + 1)],
+            }
+            assert recorder.until(lambda streams: streams == expected, 0.05) == expected  # noqa: B023
+
+
+def test_only_a_file_is_watched(place: Place) -> None:
+    """Nobody has looked at anything but its path; what is changed through another name is heard as well."""
+    with place.recorder() as recorder:
+        recorder.watch({"file": place.shown / "dir/name of two"})
+        append(place.layer / "file with two names", b"more")
+        written = [Event("MODIFY"), Event("CLOSE_WRITE")]
+        assert recorder.until(lambda streams: streams["file"] == written)["file"] == written
+        (place.layer / "dir/name of two").unlink()
+        (place.layer / "file with two names").chmod(0o600)
+        attributes = [*written, Event("ATTRIB"), Event("ATTRIB")]  # the number of links, and the mode
+        heard = recorder.until(lambda streams: len(streams["file"]) >= 4)["file"]
+        assert heard in (attributes, attributes[:-1])  # the kernel may make one of the two
+        (place.layer / "file with two names").unlink()
+        gone = Event("DELETE_SELF")
+        assert recorder.until(lambda streams: gone in streams["file"])["file"][-1] == gone
+
+
+def test_names_are_watched_that_nobody_has_looked_up(place: Place) -> None:
+    """Not even whether they are there."""
+    with place.recorder() as recorder:
+        recorder.watch({"": place.shown})
+        (place.layer / "file").unlink()
+        (place.layer / "other").rename(place.layer / "moved")
+        append(place.layer / "log", b"more")
+        expected = [
+            Event("DELETE", "file"),
+            Event("MOVED_FROM", "other", 1),
+            Event("MOVED_TO", "moved", 1),
+            Event("MODIFY", "log"),
+            Event("CLOSE_WRITE", "log"),
+        ]
+        assert recorder.until(lambda streams: streams[""] == expected)[""] == expected
+        place.visible()
+
+
+def test_names_are_known_not_to_be(place: Place) -> None:
+    """The kernel remembers that a name is not there; when it is, it is seen at once."""
+    for name in ("new", "directory", "linked"):
+        with pytest.raises(FileNotFoundError):
+            (place.shown / name).lstat()
+    with place.recorder() as recorder:
+        recorder.watch({"": place.shown})
+        (place.layer / "new").symlink_to("file")
+        (place.layer / "directory").mkdir()
+        os.link(place.layer / "other", place.layer / "linked")
+        expected = [Event("CREATE", "new"), Event("CREATE ISDIR", "directory"), Event("CREATE", "linked")]
+        assert recorder.until(lambda streams: streams[""] == expected)[""] == expected
+        place.visible()
+
+
+def test_the_root(each: Behind) -> None:
+    """Of the mount itself, which has no name in anything that it shows."""
+    with each.new({}).recorder() as recorder:
+        recorder.watch({"": each.shown})
+        mode = each.layer.stat().st_mode & 0o7777
+        each.layer.chmod(0o711)
+        each.layer.chmod(mode)
+        (each.layer / "top").write_bytes(b"content")
+        (each.layer / "top").rename(each.layer / "moved")
+        (each.layer / "moved").unlink()
+        expected = [
+            Event("ATTRIB ISDIR"),
+            Event("CREATE", "top"),
+            Event("MODIFY", "top"),
+            Event("CLOSE_WRITE", "top"),
+            Event("MOVED_FROM", "top", 1),
+            Event("MOVED_TO", "moved", 1),
+            Event("DELETE", "moved"),
+        ]
+        heard = recorder.until(lambda streams: same_stream({"": expected}, streams))
+        if not each.is_layered:  # the upper's attributes are shown
+            assert differences({"": expected}, heard) == {}
+        else:
+            assert next(event for event in heard[""] if event.name) == expected[1]
+
+
+def test_a_file_without_a_name_gets_one(place: Place) -> None:
+    with place.recorder() as recorder, opened(place.layer, os.O_TMPFILE | os.O_WRONLY) as fd:
+        recorder.watch({"": place.shown})
+        os.write(fd, b"content")
+        with opened(place.layer) as directory:
+            os.link(f"/proc/self/fd/{fd}", "new", dst_dir_fd=directory, follow_symlinks=True)
+        created = Event("CREATE", "new")
+        assert recorder.until(lambda streams: created in streams[""])[""].count(created) == 1
+        place.visible()
+
+
+@pytest.mark.parametrize(
+    "change", ["create", "append", "chmod", "rename", "rename-across", "unlink", "mkdir", "rmdir", "atomic-save"]
+)
+def test_inode_marks_of_fanotify_say_the_same(change: str, place: Place) -> None:
+    def marks(root: Path) -> dict[str, int]:
+        return {name: place.behind.view.descriptor(new_mark, root / name)[0] for name in (".", "dir", "dir/sub")}
+
+    native = place.behind.new(TREE, OUTSIDE)
+    on_layer, on_mount = marks(native.layer), marks(place.shown)
+    CHANGES[change](native.layer, native.outside, 0)
+    with place.recorder() as recorder:
+        recorder.watch(watched(place.layer, place.shown, False))
+        CHANGES[change](place.layer, place.outside, 0)
+        expected = natively(change, False, 0)
+        recorder.until(lambda streams: same_stream(expected, streams))
+    for name in on_layer:
+        wanted, found = marked(on_layer[name]), marked(on_mount[name])
+        assert list(found.items()) == list(wanted.items()), name
+
+
+GONE: dict[str, Callable[[Place], Any]] = {
+    "stat": lambda place: (place.shown / "dir/in").lstat(),
+    "open": lambda place: (place.shown / "dir/in").read_bytes(),
+    "list": lambda place: os.listdir(place.shown / "dir"),
+    "create": lambda place: (place.shown / "dir/new").touch(),
+    "unlink": lambda place: (place.shown / "dir/in").unlink(),
+}
+
+
+@pytest.mark.parametrize("use", GONE)
+def test_what_is_gone_is_gone_at_once(use: str, place: Place) -> None:
+    """And nothing is found in what the kernel has remembered."""
+    place.visible()
+    CHANGES["rm-r"](place.layer, place.outside, 0)
+    place.visible()
+    with pytest.raises(OSError) as caught:
+        GONE[use](place)
+    assert caught.value.errno == errno.ENOENT
