@@ -33,6 +33,7 @@ from harness.leftovers import remove_all
 
 SETTLE_LIMIT = 60.0  # seconds until all that happened must be seen
 STUCK_LIMIT = 60  # seconds that one call may take before it ends the process
+SHOWN = ("live", "journal", "descriptors", "listings", "handles", "waiting")  # of what a mount says of itself
 SLACK = 8  # descriptors that a mount may hold more after than before
 
 # What any call may say where others change names at the same time.
@@ -40,6 +41,8 @@ EXPECTED = {
     errno.ENOENT, errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENOTEMPTY, errno.EINVAL, errno.ELOOP, errno.ESTALE,
     errno.EXDEV, errno.ENXIO, errno.EBUSY, errno.EMLINK, errno.EPERM,
 }  # fmt: skip
+
+BRIEFLY = ("timeout", "--signal=KILL", "2")  # cp(1) opens a fifo that came into a file's place, and waits
 
 NAMES = [f"{letter}{number}" for letter in "abc" for number in range(2)]
 
@@ -78,7 +81,7 @@ def change(root: Path, choose: random.Random, is_layer: bool) -> None:
         lambda: renameat2(path, other, RENAME_EXCHANGE),
     ]
     if is_layer:
-        actions += [lambda: make_whiteout(path), lambda: run(["cp", "-a", path, other], check=False)]
+        actions += [lambda: make_whiteout(path), lambda: run([*BRIEFLY, "cp", "-a", path, other], check=False)]
     choose.choice(actions)()
 
 
@@ -173,13 +176,14 @@ class Held:
         self.status = mount.status()
         self.inodes: int = self.status["inodes"]
         self.watched: int = (self.status.get("live") or {}).get("watched", 0)
-        self.descriptors = len(os.listdir(f"/proc/{mount.pid}/fd"))
+        self.links = [os.readlink(path) for path in Path(f"/proc/{mount.pid}/fd").iterdir()]
+        self.descriptors = len(self.links)
         self.threads = len(os.listdir(f"/proc/{mount.pid}/task"))
         self.memory_kib: int = self.status["memory_kib"]
 
     def __str__(self) -> str:
-        counts = {name: value for name, value in vars(self).items() if name != "status"}
-        return f"{counts}, live: {self.status.get('live')}, journal: {self.status.get('journal')}"
+        counts = {name: value for name, value in vars(self).items() if name not in ("status", "links")}
+        return ", ".join([str(counts), *(f"{name}: {self.status.get(name)}" for name in SHOWN)])
 
 
 def left_over(before: Held, after: Held, shown: int) -> list[str]:
@@ -190,7 +194,8 @@ def left_over(before: Held, after: Held, shown: int) -> list[str]:
         if getattr(after, what) > getattr(before, what) + SLACK:
             found.append(f"{what}: {getattr(before, what)} before, {getattr(after, what)} after, {shown} files")
     if after.descriptors > before.descriptors + SLACK:
-        found.append(f"descriptors: {before.descriptors} before, {after.descriptors} after")
+        some = "\n  ".join(sorted(set(after.links).difference(before.links))[:20])
+        found.append(f"descriptors: {before.descriptors} before, {after.descriptors} after, among them\n  {some}")
     return found
 
 
