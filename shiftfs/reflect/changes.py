@@ -42,15 +42,19 @@ class Changes:
     # One name.
 
     def found_new(self, parent: Inode, name: bytes) -> None:
-        """The same as `created` of what is there now; news of that may be on its way."""
+        """The same as `created` of what is there now, if that has not been heard of."""
         found = self.found(parent, name)
-        if found is not None:
-            self._announced[parent.nodeid, name] = found[0]
+        if found is not None and not self.is_announced(parent, name):
             self.created(parent, name, found[1].mode >> 12 == 4)
 
+    def forget_announced(self, directory: Inode) -> None:
+        """It is made of other directories now: names may come to light again that were told before."""
+        for place in [place for place in self._announced if place[0] == directory.nodeid]:
+            self._announced.pop(place, None)
+
     def is_announced(self, parent: Inode, name: bytes) -> bool:
-        """Has what is there been found before its creation was heard of?"""
-        key = self._announced.pop((parent.nodeid, name), None)
+        """Has what is there been told already: found before its creation was heard of, or the other way round?"""
+        key = self._announced.get((parent.nodeid, name))
         found = self.found(parent, name) if key is not None else None
         return found is not None and found[0] == key
 
@@ -62,6 +66,8 @@ class Changes:
             self.deleted(parent, name, told.is_directory)  # its deletion has not been heard of
         if found is not None and (found[1].mode >> 12 == 4) is not is_directory:
             found = None  # it has been replaced since
+        if found is not None:
+            self._announced[parent.nodeid, name] = found[0]
         mode = stat.S_IFMT(found[1].mode) if found is not None else DIRECTORY if is_directory else FILE
         action = Action(_OTHER.get(mode, Verb.MKNOD), ((parent, name),), self._subject(mode))
         known = self._inodes.known(found[0]) if found is not None else None
@@ -78,6 +84,7 @@ class Changes:
 
     def deleted(self, parent: Inode, name: bytes, is_directory: bool, handle: bytes | None = None) -> None:
         """IN_DELETE, and IN_DELETE_SELF or, of an inode with other names, IN_ATTRIB. `handle`: of what has gone."""
+        self._announced.pop((parent.nodeid, name), None)
         told = self._told(parent, name)
         found = self.found(parent, name)
         subject = self._subject(DIRECTORY if is_directory else FILE)
@@ -177,6 +184,7 @@ class Changes:
     ) -> None:  # fmt: skip
         """IN_MOVED_FROM, IN_MOVED_TO and IN_MOVE_SELF; what the new name led to is replaced. `handle`: of what has been
         moved. Either name may have been looked up meanwhile, when it led to something else again."""
+        self._announced.pop((parent.nodeid, name), None)
         told, replaced, found = self._told(parent, name), self._told(to, new_name), self.found(to, new_name)
         inode = self._known(handle) or self._left(parent, name, found)
         subject = self._subject(DIRECTORY if is_directory else FILE, inode, (to, new_name))
@@ -247,6 +255,7 @@ class Changes:
 
     def moved_out(self, parent: Inode, name: bytes, is_directory: bool, handle: bytes | None) -> None:
         """IN_MOVED_FROM and IN_MOVE_SELF: it is somewhere that the mount does not show."""
+        self._announced.pop((parent.nodeid, name), None)
         told, found = self._told(parent, name), self.found(parent, name)
         inode = self._known(handle) or self._left(parent, name, None)
         subject = self._subject(DIRECTORY if is_directory else FILE, inode)

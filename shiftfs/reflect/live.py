@@ -82,6 +82,7 @@ class Live:
     def seen_again(self, inode: Inode) -> None:
         before = self._watching.renew(inode)
         if before is not None:
+            self._changes.forget_announced(inode)
             self._run(self._look_again.directory(inode, math.inf, before))
 
     def is_up_now(self, inode: Inode) -> None:

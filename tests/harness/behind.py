@@ -11,22 +11,23 @@ import os
 import stat
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from harness.callers import Caller
+from harness.changes import Change
 from harness.commands import open_directory, run
 from harness.events import Recorder
 from harness.layered import Layers, Tree, layered, write_tree
-from harness.namespaces import user_namespace
+from harness.namespaces import UserNamespace, user_namespace
 from harness.shifted import Mount, mounted
 from harness.views import View, directly, inside
 
 FIRST_ID = 100000
 _MAP = (f"uidmapping={FIRST_ID}:0:65536", f"gidmapping={FIRST_ID}:0:65536")
 VISIBLE_LIMIT = 5.0  # seconds
-SETTLE_LIMIT = 60.0
 
 
 class Kind(NamedTuple):
@@ -64,7 +65,7 @@ _numbers = itertools.count()
 @dataclass
 class Behind:
     """`layer` is changed, `shown` is looked at by `view`; `others` are the layers that have each place as well.
-    Real ids are shown ones plus `first_id`."""
+    Real ids are shown ones plus `first_id`, those of the namespace of `owners`."""
 
     kind: str
     layer: Path
@@ -75,6 +76,7 @@ class Behind:
     again: Callable[[], AbstractContextManager[Mount]]
     others: Sequence[Path] = ()
     first_id: int = 0
+    owners: UserNamespace | None = None
     waits: list[float] = field(default_factory=list)
 
     @property
@@ -96,18 +98,8 @@ class Behind:
 
     def settled(self) -> None:
         """Wait until all that has been done in the layers has been told on the mount."""
-        if self.mount is None:
-            return
-        limit = time.monotonic() + SETTLE_LIMIT
-        before = -1
-        while time.monotonic() < limit:
-            status = self.status()
-            told = status["journal"]["total"]
-            if told == before and status["live"]["waiting"] == 0:
-                return
-            before = told
-            time.sleep(0.02)
-        raise AssertionError("the mount is still busy telling of changes")
+        if self.mount is not None:
+            self.view(self.mount.settled)
 
     def status(self) -> dict[str, Any]:
         assert self.mount is not None
@@ -147,6 +139,13 @@ class Place:
 
     def see(self, function: Callable[..., Any], *args: Any) -> Any:
         return self.behind.view(function, *args)
+
+    def change(self, change: Change) -> None:
+        """Behind the mount, as its owner's root: what others make there, an owner without a map may not look at."""
+        if self.behind.owners is None:
+            change(self.layer, self.outside, 0)
+        else:
+            Caller(0, 0, namespace=self.behind.owners)(change, self.layer, self.outside, 0)
 
     def recorder(self) -> Recorder:
         return Recorder(self.behind.view)
@@ -232,14 +231,22 @@ def behind(name: str, *options: str) -> Iterator[Behind]:
     for path in (outside, point):
         path.mkdir()
     run(["chown", "-R", f"{kind.first_id}:{kind.first_id}", base])
+    owners = user_namespace((0, kind.first_id, 65536)) if kind.first_id else nullcontext()
     try:
-        yield from _mounted(name, kind, layers, outside, point, (*kind.options, *options))
+        with owners as namespace:
+            yield from _mounted(name, kind, layers, outside, point, (*kind.options, *options), namespace)
     finally:
         run(["rm", "-rf", base])
 
 
 def _mounted(
-    name: str, kind: Kind, layers: Layers, outside: Path, point: Path, options: tuple[str, ...]
+    name: str,
+    kind: Kind,
+    layers: Layers,
+    outside: Path,
+    point: Path,
+    options: tuple[str, ...],
+    namespace: UserNamespace | None,
 ) -> Iterator[Behind]:
     if kind.layer == "native":
         yield Behind(name, layers.lower, layers.lower, directly, None, outside, again=lambda: mounted(layers.lower))
@@ -263,8 +270,8 @@ def _mounted(
             return layered(lowers, None, None, *dict.fromkeys((*_mapping(kind), *options)))
 
     others = [path for path in (layers.upper, *layers.lowers) if path != layer] if kind.merged else []
-    with _seen(kind, mounting) as (view, mount):
-        yield Behind(name, layer, mount.path, view, mount, outside, again, others, kind.first_id)
+    with _seen(namespace if kind.namespace else None, mounting) as (view, mount):
+        yield Behind(name, layer, mount.path, view, mount, outside, again, others, kind.first_id, namespace)
 
 
 def _mapping(kind: Kind) -> tuple[str, ...]:
@@ -273,9 +280,9 @@ def _mapping(kind: Kind) -> tuple[str, ...]:
 
 @contextmanager
 def _seen(
-    kind: Kind, mounting: Callable[[], AbstractContextManager[Mount]]
+    namespace: UserNamespace | None, mounting: Callable[[], AbstractContextManager[Mount]]
 ) -> Iterator[tuple[View, Mount]]:
-    if not kind.namespace:
+    if namespace is None:
         with mounting() as mount:
             yield directly, mount
         return
@@ -283,7 +290,7 @@ def _seen(
     mode = stat.S_IMODE(device.stat().st_mode)
     device.chmod(0o666)
     try:
-        with user_namespace((0, FIRST_ID, 65536)) as namespace, inside(namespace, mounting) as seen:
+        with inside(namespace, mounting) as seen:
             yield seen
     finally:
         device.chmod(mode)

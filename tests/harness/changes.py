@@ -457,3 +457,6 @@ FULLY = ("source", "upper merged") if THOROUGH else ("source",)
 
 EVERYWHERE = ("create", "unlink", "rename-across", "append", "atomic-save", "rm-r")
 """Changes that are tried on all."""
+
+OF_WHAT_THERE_IS = ("unlink", "rename-across", "append", "rm-r")
+"""Changes that make nothing new."""

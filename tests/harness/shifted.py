@@ -37,6 +37,7 @@ from shiftfs.asking import ask
 _ROUNDS = 20
 
 MOUNT_LIMIT = 30.0
+SETTLE_LIMIT = 60.0
 
 
 @dataclass
@@ -64,7 +65,7 @@ class Mount:
             before, heard[0] = heard[0], status["journal"]["total"]
             return status["live"] is None or (heard[0] == before and status["live"]["waiting"] == 0)
 
-        wait_until(nothing_new, "all changes told on the mount")
+        wait_until(nothing_new, "all changes told on the mount", SETTLE_LIMIT)
 
     def requests(self) -> Counter[str]:
         """How many requests of each opcode the process has answered."""

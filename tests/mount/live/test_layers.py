@@ -189,6 +189,7 @@ def test_whiteouts_come_and_go(our_layers: Layers, kind: str, looked_up: bool) -
         unwhite(found.upper / "dir/name")
         assert found.heard("dir")["dir"] == [Event("CREATE", "name")]
         assert (found.path / "dir/name").read_bytes() == b"lower"
+        read_tree(found.path)  # what nobody has looked up is told as a file
         white(found.upper / "dir/sub")
         assert found.heard("dir")["dir"] == [Event("DELETE ISDIR", "sub")]
         unwhite(found.upper / "dir/sub")
