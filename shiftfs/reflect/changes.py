@@ -21,8 +21,8 @@ from .performing import Performing
 _OUTSIDE: Final = b".shiftfs-outside-"
 """With what nobody can guess behind it, a name in the root that nobody but the agent is shown: what comes from outside
 of the tree comes from there, and what leaves the tree goes there."""
-_ANNOUNCED: Final = 4096
-_ANNOUNCED_SECONDS: Final = 5.0
+_ANNOUNCED: Final = 16384
+_ANNOUNCED_SECONDS: Final = 60.0
 _OTHER: Final = {stat.S_IFDIR: Verb.MKDIR, stat.S_IFLNK: Verb.SYMLINK}
 Found = tuple[RealKey, Attributes, object]
 

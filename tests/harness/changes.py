@@ -455,8 +455,18 @@ THOROUGH = bool(os.environ.get("SHIFTFS_THOROUGH"))
 FULLY = ("source", "upper merged") if THOROUGH else ("source",)
 """Kinds of mounts on which every change is tried."""
 
-EVERYWHERE = ("create", "unlink", "rename-across", "append", "atomic-save", "rm-r")
+SEVERAL_STEPS = (
+    *("exchange", "exchange-file-and-directory", "rename-in-a-chain", "rename-there-and-back"),
+    *("directory-becomes-file", "file-becomes-directory", "directory-becomes-file-and-back", "delete-and-recreate"),
+    *("save-with-backup", "rotate-log", "sed-in-place", "cp-a", "unlink-while-open"),
+)
+"""Changes of names that come and go more than once. On a busy machine the kernel merges what it tells of them, or what
+is looked up meanwhile is what came after them: then what is shown is right, and the order of events need not be."""
+
+ORDERED = tuple(name for name in CHANGES if THOROUGH or name not in SEVERAL_STEPS)
+
+EVERYWHERE = ("create", "unlink", "rename-across", "append", "atomic-save", "rmdir")
 """Changes that are tried on all."""
 
-OF_WHAT_THERE_IS = ("unlink", "rename-across", "append", "rm-r")
+OF_WHAT_THERE_IS = ("unlink", "rename-across", "append", "rmdir")
 """Changes that make nothing new."""

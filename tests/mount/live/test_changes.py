@@ -9,7 +9,7 @@ import pytest
 
 from harness import run
 from harness.behind import KINDS, Behind, Place, difference
-from harness.changes import CHANGES, EVERYWHERE, FULLY, OF_WHAT_THERE_IS, OUTSIDE, TREE
+from harness.changes import CHANGES, EVERYWHERE, FULLY, OF_WHAT_THERE_IS, ORDERED, OUTSIDE, TREE
 from harness.events import differences, same_stream
 from harness.recorded import natively, watched
 
@@ -18,7 +18,7 @@ QUIET = 0.15  # seconds; what comes twice or too much comes at once
 PAIRS = [
     (kind, change)
     for kind in KINDS
-    for change in (CHANGES if kind in FULLY else EVERYWHERE)
+    for change in (ORDERED if kind in FULLY else EVERYWHERE)
     if change in OF_WHAT_THERE_IS or KINDS[kind].first_id == 0  # what root makes in a layer is nobody's on such a mount
 ]
 
