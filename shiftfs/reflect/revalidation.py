@@ -38,7 +38,7 @@ class Revalidation:
         for count, (name, inode) in enumerate(told.items()):
             if count % _SLICE == _SLICE - 1:
                 yield _nothing
-            self._compare(directory, name, inode, since)
+            self._compare(directory, name, inode, since, before)
         try:
             held = self._tree.held(directory.entry)
             listed = yield lambda: self._tree.listing(held)
@@ -47,10 +47,12 @@ class Revalidation:
         for count, one in enumerate(listed):
             if count % _SLICE == _SLICE - 1:
                 yield _nothing
-            if one.name not in told and one.name not in (directory.children or {}):
+            if one.name not in told:
                 self._new(directory, one.name, since, before)
 
-    def _compare(self, directory: Inode, name: bytes, told: Inode, since: float) -> None:
+    def _compare(
+        self, directory: Inode, name: bytes, told: Inode, since: float, before: tuple[RealKey, ...]
+    ) -> None:  # fmt: skip
         found = self._changes.found(directory, name)
         if (directory.children or {}).get(name) is not told:
             return  # told anew meanwhile
@@ -59,6 +61,8 @@ class Revalidation:
             if found is not None:
                 self._changes.created(directory, name, found[1].mode >> 12 == 4)
             return
+        if before and self._tree.came_from(directory.entry, found[2]) not in before:
+            self._changes.found_new(directory, name)  # it has been looked up in the meantime
         self._tree.found_at(told.entry, directory.entry, name, found[2])
         if told.watch is not None:
             self._seen_again(told)
