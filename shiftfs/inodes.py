@@ -55,6 +55,10 @@ class Inode:
     def is_directory(self) -> bool:
         return self.key[3] & 0xF == _DIRECTORY
 
+    def told(self, name: bytes) -> "Inode | None":
+        """What the kernel was told that a name of this directory leads to."""
+        return self.children.get(name) if self.children is not None else None
+
 
 class InodeTable:
     """nodeid <-> Inode, real key -> Inode."""

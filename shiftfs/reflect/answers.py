@@ -6,6 +6,7 @@ is served like anybody's request. Loop thread.
 
 import errno
 import os
+import stat
 import time
 from typing import Any, Final
 
@@ -15,7 +16,7 @@ from ..tree import Attributes
 from ..wire import replies
 from ..wire.abi import Opcode
 from ..wire.requests import Header
-from .action import DIRECTORY, Action, Subject, Verb
+from .action import Action, Subject, Verb
 
 _NOW: Final = (0, 0)
 _LOOKUP: Final = int(Opcode.LOOKUP)
@@ -94,7 +95,7 @@ class Answers:
             parent, name = subject.place
             try:
                 found = ctx.tree.lookup(parent.entry, name)
-                if _is_directory(found[1].mode) is _is_directory(subject.mode):  # else it has been replaced
+                if stat.S_ISDIR(found[1].mode) is stat.S_ISDIR(subject.mode):  # else it has been replaced
                     return _for_now(ctx.adopt(parent, name, *found))
             except OSError:
                 pass  # gone again
@@ -131,7 +132,7 @@ class Answers:
     def _shown_made_up(self, subject: Subject, number: int = 1) -> tuple[int, ...]:
         now = int(time.time())
         mode = subject.mode & _TYPE | 0o600
-        links = 2 if subject.mode & _TYPE == DIRECTORY else 1
+        links = 2 if stat.S_ISDIR(subject.mode) else 1
         return (number, 0, 0, now, now, now, 0, 0, 0, mode, links, 0, 0, 0, 4096, 0)
 
 
@@ -139,10 +140,6 @@ def _for_now(entry: bytes) -> bytes:
     """The same entry (struct fuse_entry_out), its attributes not to be believed: what comes next may be on its way, and
     whoever wants them shall have them as they are then."""
     return entry[:24] + bytes(8) + entry[32:36] + bytes(4) + entry[40:]
-
-
-def _is_directory(mode: int) -> bool:
-    return mode & _TYPE == DIRECTORY
 
 
 def _made_up(action: Action, nodeid: int) -> Subject | None:

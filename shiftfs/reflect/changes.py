@@ -45,7 +45,7 @@ class Changes:
         """The same as `created` of what is there now, if that has not been heard of."""
         found = self.found(parent, name)
         if found is not None and not self.is_announced(parent, name):
-            self.created(parent, name, found[1].mode >> 12 == 4)
+            self.created(parent, name, stat.S_ISDIR(found[1].mode))
 
     def forget_announced(self, directory: Inode) -> None:
         """It is made of other directories now: names may come to light again that were told before."""
@@ -60,11 +60,11 @@ class Changes:
 
     def created(self, parent: Inode, name: bytes, is_directory: bool) -> None:
         """IN_CREATE, and IN_ATTRIB of an inode that has one more link. What has gone again meanwhile is made up."""
-        told = self._told(parent, name)
+        told = parent.told(name)
         found = self.found(parent, name)
         if told is not None and (found is None or told.key != found[0]):
             self.deleted(parent, name, told.is_directory)  # its deletion has not been heard of
-        if found is not None and (found[1].mode >> 12 == 4) is not is_directory:
+        if found is not None and stat.S_ISDIR(found[1].mode) is not is_directory:
             found = None  # it has been replaced since
         if found is not None:
             self._announced[parent.nodeid, name] = found[0]
@@ -85,7 +85,7 @@ class Changes:
     def deleted(self, parent: Inode, name: bytes, is_directory: bool, handle: bytes | None = None) -> None:
         """IN_DELETE, and IN_DELETE_SELF or, of an inode with other names, IN_ATTRIB. `handle`: of what has gone."""
         self._announced.pop((parent.nodeid, name), None)
-        told = self._told(parent, name)
+        told = parent.told(name)
         found = self.found(parent, name)
         subject = self._subject(DIRECTORY if is_directory else FILE)
         action = Action(Verb.RMDIR if is_directory else Verb.UNLINK, ((parent, name),), subject)
@@ -155,14 +155,14 @@ class Changes:
 
     def _content(self, verb: Verb, place: Place) -> None:
         action = self._at(verb, place, FILE)
-        told = self._told(*place)
+        told = place[0].told(place[1])
         if told is not None:
             action.notices = [notices.inval_inode(told.nodeid, 0, 0)]
         self._perform(action)
 
     def attributes(self, parent: Inode, name: bytes, is_directory: bool) -> None:
         """IN_ATTRIB: mode, owner, times, attributes."""
-        told = self._told(parent, name) if name else parent
+        told = parent.told(name) if name else parent
         if told is not None:
             self._ctx.notify(notices.inval_inode(told.nodeid, -1, 0))
             with contextlib.suppress(OSError):  # it is gone, which will be heard of
@@ -185,7 +185,7 @@ class Changes:
         """IN_MOVED_FROM, IN_MOVED_TO and IN_MOVE_SELF; what the new name led to is replaced. `handle`: of what has been
         moved. Either name may have been looked up meanwhile, when it led to something else again."""
         self._announced.pop((parent.nodeid, name), None)
-        told, replaced, found = self._told(parent, name), self._told(to, new_name), self.found(to, new_name)
+        told, replaced, found = parent.told(name), to.told(new_name), self.found(to, new_name)
         inode = self._known(handle) or self._left(parent, name, found)
         subject = self._subject(DIRECTORY if is_directory else FILE, inode, (to, new_name))
         action = Action(Verb.RENAME, ((parent, name), (to, new_name)), subject)
@@ -212,7 +212,7 @@ class Changes:
     def _left(self, parent: Inode, name: bytes, moved: Found | None) -> Inode | None:
         """What has left a name, by what is known without a handle: what the kernel was told of it, unless that is there
         now; then what is at its new name, if that is known."""
-        told, found = self._told(parent, name), self.found(parent, name)
+        told, found = parent.told(name), self.found(parent, name)
         if told is not None and (found is None or found[0] != told.key):
             return told
         return self._inodes.known(moved[0]) if moved is not None else None
@@ -230,7 +230,7 @@ class Changes:
 
     def exchanged(self, parent: Inode, name: bytes, to: Inode, new_name: bytes) -> None:
         """renameat2(2), RENAME_EXCHANGE, of two names that the kernel was told of."""
-        first, second = self._told(parent, name), self._told(to, new_name)
+        first, second = parent.told(name), to.told(new_name)
         assert first is not None and second is not None
         action = Action(Verb.EXCHANGE, ((parent, name), (to, new_name)), self._subject(FILE))
         action.view = {
@@ -242,13 +242,13 @@ class Changes:
         action.keys |= {first.key, second.key}
         self._inodes.renamed(parent, name, to, new_name, exchanged=True)
         for place in ((parent, name), (to, new_name)):
-            inode, found = self._told(*place), self.found(*place)
+            inode, found = place[0].told(place[1]), self.found(*place)
             if inode is not None and found is not None and found[0] == inode.key:
                 self._ctx.tree.found_at(inode.entry, place[0].entry, place[1], found[2])
         self._perform(action)
 
     def _follow(self, inode: Inode, to: Inode, new_name: bytes, found: Found | None) -> None:
-        if self._told(to, new_name) is None:
+        if to.told(new_name) is None:
             self._inodes.tell(to, new_name, inode)
         if found is not None and found[0] == inode.key:
             self._ctx.tree.found_at(inode.entry, to.entry, new_name, found[2])
@@ -256,7 +256,7 @@ class Changes:
     def moved_out(self, parent: Inode, name: bytes, is_directory: bool, handle: bytes | None) -> None:
         """IN_MOVED_FROM and IN_MOVE_SELF: it is somewhere that the mount does not show."""
         self._announced.pop((parent.nodeid, name), None)
-        told, found = self._told(parent, name), self.found(parent, name)
+        told, found = parent.told(name), self.found(parent, name)
         inode = self._known(handle) or self._left(parent, name, None)
         subject = self._subject(DIRECTORY if is_directory else FILE, inode)
         action = Action(Verb.RENAME, ((parent, name), self._new_outside()), subject)
@@ -278,7 +278,7 @@ class Changes:
 
     def moved_in(self, to: Inode, new_name: bytes, is_directory: bool) -> None:
         """IN_MOVED_TO and IN_MOVE_SELF: it comes from somewhere that the mount does not show."""
-        replaced, found = self._told(to, new_name), self.found(to, new_name)
+        replaced, found = to.told(new_name), self.found(to, new_name)
         subject = self._subject(DIRECTORY if is_directory else FILE, None, (to, new_name))
         place = self._new_outside()
         action = Action(Verb.RENAME, (place, (to, new_name)), subject)
@@ -327,9 +327,6 @@ class Changes:
             return self._ctx.tree.lookup(parent.entry, name)
         except OSError:
             return None
-
-    def _told(self, parent: Inode, name: bytes) -> Inode | None:
-        return parent.children.get(name) if parent.children is not None else None
 
     def _subject(self, mode: int, inode: Inode | None = None, place: Place | None = None) -> Subject:
         return Subject(self._inodes.new_nodeid(), mode, inode, place)

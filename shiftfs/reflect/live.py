@@ -5,6 +5,7 @@ Owns the order of things: is it hidden, is it our own, has it been told already?
 
 import contextlib
 import math
+import stat
 import time
 from collections.abc import Callable
 from itertools import zip_longest
@@ -32,7 +33,6 @@ _SLACK: Final = 2.0
 """Seconds by which file times may lag behind the clock, and more."""
 _WHITEOUTS: Final = 4096
 """How many that have been made behind the mount are remembered: what goes with them does not uncover what it hid."""
-_DIRECTORY: Final = 4
 _WORDS: Final = {
     What.CREATED: "create",
     What.DELETED: "delete",
@@ -138,9 +138,7 @@ class Live:
                 continue
             self._changes.link_count(inode)
             with contextlib.suppress(OSError):  # it may have no name any more, though somebody has it open
-                attributes = self._tree.attributes(inode.entry)
-                if attributes.nlink > 1 and not inode.is_directory:
-                    self.added(inode, attributes)
+                self._ctx.check_links(inode, self._tree.attributes(inode.entry))
 
     def _named(self, parent: Inode, layer: int, h: Happening) -> None:
         name = self._tree.concerns(h.name)
@@ -169,14 +167,14 @@ class Live:
 
     def _merged(self, parent: Inode, name: bytes, layer: int, h: Happening) -> None:
         """Something of a name changes, of which other layers have something too."""
-        told, found = (parent.children or {}).get(name), self._changes.found(parent, name)
+        told, found = parent.told(name), self._changes.found(parent, name)
         if h.what & _CONTENT and told is not None and not told.is_directory:
             self._changes.modified(parent, name)  # metadata above, content here
         was_whiteout = h.target in self._whiteouts
         if found is None and h.what & What.CREATED and h.target is not None:
             self._whiteouts[h.target] = None
         if h.what & What.DELETED and told is not None and not told.is_directory and found is not None:
-            self._changes.replaced(parent, name, told, found[1].mode >> 12 == _DIRECTORY)
+            self._changes.replaced(parent, name, told, stat.S_ISDIR(found[1].mode))
         else:
             self._reconsider(parent, name, layer, was_whiteout)
 
@@ -188,7 +186,7 @@ class Live:
             comes_last = h.what & What.CREATED and self._is_still(parent, name, h.target)
             kinds.insert(0 if comes_last else len(kinds), What.DELETED)
         if isinstance(h.directory, int) and layer == 0:  # we change no other
-            told, found = (parent.children or {}).get(name), self._changes.found(parent, name)
+            told, found = parent.told(name), self._changes.found(parent, name)
             is_told = (told is None) is (found is None) and (told is None or found is None or told.key == found[0])
             if What.DELETED in kinds and is_told and self._own.removed(parent.nodeid, name):
                 return []
@@ -275,7 +273,7 @@ class Live:
     def _is_own_move(self, h: Happening, source: tuple[Inode, int], target: tuple[Inode, int]) -> bool:
         if not isinstance(h.directory, int):
             return False
-        told, found = (target[0].children or {}).get(h.to_name), self._changes.found(target[0], h.to_name)
+        told, found = target[0].told(h.to_name), self._changes.found(target[0], h.to_name)
         is_told = told is not None and found is not None and told.key == found[0]
         return is_told and self._own.removed(source[0].nodeid, h.name)
 
@@ -289,7 +287,7 @@ class Live:
         return Shown.MERGED if is_merged else shown
 
     def _is_exchange(self, parent: Inode, name: bytes, to: Inode, new_name: bytes) -> bool:
-        told = (parent.children or {}).get(name), (to.children or {}).get(new_name)
+        told = parent.told(name), to.told(new_name)
         if told[0] is None or told[1] is None or told[0] is told[1]:
             return False
         found = self._changes.found(parent, name), self._changes.found(to, new_name)
@@ -310,13 +308,13 @@ class Live:
         return self._changes.found(parent, name) is not None
 
     def _is_another(self, parent: Inode, name: bytes) -> bool:
-        told, found = (parent.children or {}).get(name), self._changes.found(parent, name)
+        told, found = parent.told(name), self._changes.found(parent, name)
         return told is not None and (found is None or found[0] != told.key)
 
     def _reconsider(self, parent: Inode, name: bytes, layer: int, was_hidden: bool = False) -> None:
         """What a name leads to may be another inode now, or none, or made of other real ones. `was_hidden`: there was
         nothing to be seen before."""
-        told, found = (parent.children or {}).get(name), self._changes.found(parent, name)
+        told, found = parent.told(name), self._changes.found(parent, name)
         if told is not None and found is not None and told.key == found[0]:
             self._tree.found_at(told.entry, parent.entry, name, found[2])
             self.seen_again(told)
@@ -329,11 +327,11 @@ class Live:
         elif not was_hidden and self._tree.covered(parent.entry, layer, name):
             self._changes.deleted(parent, name, False)
         if found is not None:
-            self._changes.created(parent, name, found[1].mode >> 12 == _DIRECTORY)
+            self._changes.created(parent, name, stat.S_ISDIR(found[1].mode))
 
     def _settle(self, parent: Inode, name: bytes, layer: int) -> None:
         """After a rename in a layer: what other layers have at either name comes to light, or is merged."""
-        told, found = (parent.children or {}).get(name), self._changes.found(parent, name)
+        told, found = parent.told(name), self._changes.found(parent, name)
         if told is not None and found is not None and told.key == found[0]:
             self._tree.found_at(told.entry, parent.entry, name, found[2])
             self.seen_again(told)

@@ -3,6 +3,7 @@
 Owns nothing. What has changed is told as if it had been heard of. Loop thread.
 """
 
+import stat
 from collections.abc import Callable
 from typing import Final
 
@@ -54,12 +55,12 @@ class Revalidation:
         self, directory: Inode, name: bytes, told: Inode, since: float, before: tuple[RealKey, ...]
     ) -> None:  # fmt: skip
         found = self._changes.found(directory, name)
-        if (directory.children or {}).get(name) is not told:
+        if directory.told(name) is not told:
             return  # told anew meanwhile
         if found is None or found[0] != told.key:
             self._changes.deleted(directory, name, told.is_directory)
             if found is not None:
-                self._changes.created(directory, name, found[1].mode >> 12 == 4)
+                self._changes.created(directory, name, stat.S_ISDIR(found[1].mode))
             return
         if before and self._tree.came_from(directory.entry, found[2]) not in before:
             self._changes.found_new(directory, name)  # it has been looked up in the meantime
