@@ -26,7 +26,6 @@ _WHAT: Final = {
 }
 """inotify has the same numbers, but for renames."""
 _MOVES: Final = inotify.MOVED_FROM | inotify.MOVED_TO
-_ROUNDS: Final = 4
 _MOVE_WAIT: Final = 1
 """Milliseconds in which the second half of a rename follows the first, unless there is none."""
 
@@ -155,6 +154,8 @@ class Inotify:
 
     def __init__(self) -> None:
         self.known: set[Token] = set()
+        self._held: list[inotify.Event] = []
+        """The first half of a rename whose second is still to be read."""
         self.fd = inotify.new()
 
     def prepare(self, device: int, fd: int, name: bytes) -> None:
@@ -179,10 +180,12 @@ class Inotify:
         return True
 
     def read(self, own: Container[int]) -> list[Happening]:
-        events = self._read()
-        for _ in range(_ROUNDS):
+        events = self._held + self._read()
+        self._held = []
+        while events and events[-1][1] & inotify.MOVED_FROM and self._has_more():
             # The two halves of a rename come one after the other, but need not come in one read.
-            if not events or not events[-1][1] & inotify.MOVED_FROM or not self._has_more():
+            if len(events) > 1:
+                self._held = [events.pop()]
                 break
             events += self._read()
         found: list[Happening] = []
