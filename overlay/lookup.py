@@ -91,11 +91,11 @@ class Lookup:
 
     def covered(self, directory: Entry, name: bytes) -> bool:
         """Is there anything of that name in the lower layers, which a whiteout has to hide?"""
-        return self.shows(directory, name, directory.lowers)
+        return self.shown_by(directory, name, directory.lowers) is not None
 
-    def shows(self, directory: Entry, name: bytes, layers: tuple[Real, ...]) -> bool:
-        """Would there be anything of that name if the directory were made of no more than these?"""
-        return self._over(directory, name, [(real, name) for real in layers], []) is not None
+    def shown_by(self, directory: Entry, name: bytes, layers: tuple[Real, ...]) -> Found | None:
+        """What there would be of that name if the directory were made of no more than these."""
+        return self._over(directory, name, [(real, name) for real in layers], [])
 
     def _over(
         self, directory: Entry, name: bytes, places: Iterable[Place], unchecked: list[Place]

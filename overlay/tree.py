@@ -124,6 +124,9 @@ class OverlayTree:
     def found_at(self, entry: Entry, directory: Entry, name: bytes, place: Found) -> None:
         self._identities.found_at(entry, directory, name, place)
 
+    def found_by(self, entry: Entry, handle: bytes) -> bool:
+        return any(one.held.found_by(one, handle) for one in entry.reals)
+
     def release(self, entry: Entry) -> None:
         if is_directory(entry.key):
             self._identities.remove(entry)

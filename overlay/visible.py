@@ -4,6 +4,7 @@ Answers for one name or one inode at a time, from what the layers have there now
 remembered of the roots' marks. Loop thread.
 """
 
+import stat
 from collections.abc import Iterable
 from functools import partial
 from typing import Any, Final
@@ -113,13 +114,14 @@ class Visible:
         others = (self._layers.find(one, name) for one in directory.lowers if one is not here)
         return any(seen is not None and is_directory(seen[0]) for seen in others)
 
-    def covered(self, directory: Entry, layer: int, name: bytes) -> bool:
+    def covered(self, directory: Entry, layer: int, name: bytes) -> int:
         """As tree.Tree.covered."""
         below = tuple(one for one in directory.reals if one.layer > layer)
         try:
-            return bool(below) and self._lookup.shows(directory, name, below)
-        except OSError:  # what is damaged is there, too
-            return True
+            found = self._lookup.shown_by(directory, name, below)
+        except OSError:
+            return stat.S_IFREG  # what is damaged is there, too
+        return stat.S_IFMT(found.attributes.mode) if found is not None else 0
 
     def lists_anew(self, entry: Entry) -> bool:
         """As tree.Tree.lists_anew."""

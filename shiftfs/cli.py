@@ -14,7 +14,7 @@ import syslog
 import traceback
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, Final
+from typing import Final
 
 from . import mount, status
 from .daemon import Daemon, tell_service_manager
@@ -24,7 +24,7 @@ from .mount import MountError
 from .ops.control import REPORTS
 from .options import Help, MountOptions, UsageError, Version, parse_command_line
 from .reflect.agent import Agent
-from .reflect.ending import Ending
+from .reflect.employment import Employment
 from .reflect.journal import Journal
 from .reflect.reflection import Reflection
 from .session import Session
@@ -127,8 +127,7 @@ class Mount:
         self._options = options
         self._daemon = daemon
         self._in_background = False
-        self._agent = _start_agent(options)  # before there is anything that it is not to have
-        self._ending: Ending | None = None
+        agent = _start_agent(options)  # before there is anything that it is not to have
         self._loop = Loop()
         self._journal = Journal()
         self._mounted: MountInfo | None = None
@@ -168,6 +167,7 @@ class Mount:
                 read_only=options.read_only,
             )  # fmt: skip
             self._reflection = self._reflect()
+            self._employment = self._employ(agent)
         except BaseException:
             os.close(fd)
             mount.detach(self._mountpoint)
@@ -178,6 +178,12 @@ class Mount:
         if self._options.watch == "off":
             return None
         return Reflection(self._loop, self._session, self._options.watch, self._journal, self._log)
+
+    def _employ(self, agent: Agent | None) -> Employment | None:
+        if agent is None or self._reflection is None:
+            return None
+        note = self._log if self._options.debug else _say_nothing
+        return Employment(self._loop, agent, self._reflection, self._log, note)
 
     def run(self) -> None:
         """Serve. Raises MountError if the kernel and we cannot agree."""
@@ -198,7 +204,8 @@ class Mount:
             try:
                 self._unmount()
             finally:
-                self._let_agent_go()
+                if self._employment is not None:
+                    self._employment.end()
         if session.failure is not None:
             raise MountError(session.failure)
         if self._failure is not None:
@@ -211,8 +218,9 @@ class Mount:
             self._session.run_aside(steps)
         for chore in self._tree.chores():
             self._session.context.aside(chore)
-        is_ending = self._ending is not None and self._ending.look(now)
-        return self._session.look_for_killed() or is_untidy or is_ending
+        is_busy = self._reflection is not None and self._reflection.live.tick()
+        is_ending = self._employment is not None and self._employment.look(now)
+        return self._session.look_for_killed() or is_untidy or is_ending or is_busy
 
     def _disconnected(self) -> None:
         self._is_disconnected = True
@@ -259,56 +267,11 @@ class Mount:
             self._mounted = next(iter(mount.copies(self._mounted)), self._mounted)  # another mount of the same now
         if error is not None and self._options.debug:
             self._log(f"ACLs of the root will not be cached: {error}")
-        if self._agent is not None and self._mounted is not None:
-            self._loop.submit(partial(mount.clone_for_agent, self._mounted), self._cloned)
+        if self._employment is not None and self._mounted is not None:
+            clone = partial(mount.clone_for_agent, self._mounted)
+            self._employment.begin(clone, self._mounted.device, self._serving)
         else:
             self._serving()
-
-    # The agent.
-
-    def _cloned(self, clone: Any, error: BaseException | None) -> None:
-        """It is there before anybody is told that the mount serves. Where there can be none, changes of the layers are
-        seen on the mount, and nobody is told of them."""
-        agent, mounted = self._agent, self._mounted
-        try:
-            if error is not None:
-                raise error
-            assert agent is not None and mounted is not None
-            agent.meet()
-            agent.give(clone)
-            self._loop.add(agent.fd, self._agent_ended)
-            if self._reflection is not None:
-                self._reflection.employ(agent)
-            self._ending = Ending(self._loop, mounted.device, self._gone_from_here)
-        except OSError as failure:
-            if self._options.debug:
-                self._log(f"changes of the layers will raise no events: {failure}")
-            self._let_agent_go()
-        finally:
-            if error is None:
-                os.close(clone)
-        self._serving()
-
-    def _gone_from_here(self) -> None:
-        """The agent's is the last mount that we know of. What others have of it elsewhere goes on without events."""
-        if self._agent is not None:
-            if self._reflection is not None:
-                self._reflection.dismiss(self._agent)
-            self._agent.drop()
-
-    def _agent_ended(self) -> None:
-        self._log("the agent has ended: changes of the layers will raise no events")
-        self._let_agent_go()
-
-    def _let_agent_go(self) -> None:
-        agent, self._agent = self._agent, None
-        if self._ending is not None:
-            self._ending.close()
-        if agent is not None:
-            self._loop.remove(agent.fd)
-            if self._reflection is not None:
-                self._reflection.dismiss(agent)
-            agent.close()
 
     def _serving(self) -> None:
         if self._daemon is None:

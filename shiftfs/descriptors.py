@@ -143,6 +143,16 @@ class Descriptors:
             return None
         return found if self._layer.look(found.fd, b"")[0] == entry.key else None
 
+    def found_by(self, entry: Entry, handle: bytes) -> bool:
+        """As tree.Tree.found_by."""
+        before, entry.handle = entry.handle, handle
+        found = self._by_handle(entry)
+        if found is None:
+            entry.handle = before
+            return False
+        self._keep_path(entry, found)
+        return True
+
     def _recover(self, parent: Descriptor, entry: Entry) -> Descriptor:
         """The inode is not where it was: by its handle, else among the names beside its old one."""
         by_handle = self._by_handle(entry)

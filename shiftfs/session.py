@@ -100,7 +100,7 @@ class Session:
             serves_open=serves_open,
             max_read=max_write,
             aside=self._aside,
-            notify=lambda message: self.notify([message], self._aside_done),
+            notify=lambda message: self.notify([message], _nothing),
             detach=self._channel.detach,
             recycle=self._channel.recycle,
             watch=self._watch,
@@ -112,7 +112,7 @@ class Session:
         """Let it hear of all changes from now on."""
         self._handlers = own.noting(self._handlers)
 
-    def notify(self, messages: Sequence[bytes], done: Callable[[Any, BaseException | None], None]) -> None:
+    def notify(self, messages: Sequence[bytes], done: Callable[[], None]) -> None:
         """Write notices, those of one inode or of the names in one directory in their order and after those that came
         before; then call `done` on the loop."""
         by_inode: dict[int, list[bytes]] = {}
@@ -123,8 +123,10 @@ class Session:
         def written(result: Any, error: BaseException | None) -> None:
             nonlocal left
             left -= 1
+            if error is not None:
+                self._log(f"the kernel did not take a notice: {error}")
             if not left:
-                done(result, error)
+                done()
 
         for nodeid, parts in by_inode.items():
             self._loop.submit_waiting(nodeid, partial(self._write, parts), written)
@@ -339,6 +341,10 @@ class Session:
     def _watch(self, fd: int, happened: Callable[[], None]) -> Callable[[], None]:
         self._loop.add(fd, happened, self._loop.URGENT)
         return lambda: self._loop.remove(fd)
+
+
+def _nothing() -> None:
+    """For what nobody waits for."""
 
 
 def _describe(header: Header) -> str:

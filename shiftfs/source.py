@@ -225,14 +225,17 @@ class SourceTree:
         key = self._layer.key_of(handle)
         return [key] if key is not None else []
 
+    def found_by(self, entry: Entry, handle: bytes) -> bool:
+        return self._held.found_by(entry, handle)
+
     def came_from(self, directory: Entry, place: None) -> RealKey:
         return directory.key
 
     def hidden(self, directory: Entry, layer: int, name: bytes) -> Shown:
         return Shown.TOP
 
-    def covered(self, directory: Entry, layer: int, name: bytes) -> bool:
-        return False
+    def covered(self, directory: Entry, layer: int, name: bytes) -> int:
+        return 0
 
     def concerns(self, name: bytes) -> bytes | None:
         return name

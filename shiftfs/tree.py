@@ -307,6 +307,9 @@ class Tree(Protocol):
     def keys_of(self, handle: bytes) -> list[RealKey]:
         """The real inodes that a file handle leads to, one in each layer that it may be of."""
 
+    def found_by(self, entry: Any, handle: bytes) -> bool:
+        """Where no known name leads to an inode any more: does this file handle? If so it does from now on."""
+
     def came_from(self, directory: Any, place: Any) -> RealKey:
         """The real directory that has what `lookup` found in a directory."""
 
@@ -314,8 +317,9 @@ class Tree(Protocol):
         """How much of what a layer has, or had, at a name of a directory shows; with an empty name, how much of its
         part of the directory itself does. Where that cannot be told, MERGED: look the name up."""
 
-    def covered(self, directory: Any, layer: int, name: bytes) -> bool:
-        """Would the layers below show anything at the name if this one had nothing there, no whiteout either?"""
+    def covered(self, directory: Any, layer: int, name: bytes) -> int:
+        """The type (S_IFMT) of what the layers below would show at the name if this one had nothing there, no whiteout
+        either; 0 for nothing."""
 
     def concerns(self, name: bytes) -> bytes | None:
         """The name of the mount that a layer's name in the same directory is about: as a rule that name itself, but

@@ -39,6 +39,9 @@ class Live(Protocol):
     def added(self, inode: Inode, attributes: Attributes) -> Attributes:
         """The kernel is told of an inode: watch it, where that takes a watch of its own. What it is from then on."""
 
+    def told(self, parent: Inode, name: bytes, inode: Inode) -> None:
+        """The kernel is told what a name in a watched directory leads to."""
+
     def seen_again(self, inode: Inode) -> None:
         """One with a watch has been looked up again; it may be made of other real inodes now."""
 
@@ -82,8 +85,6 @@ class Context:
         self._absent = replies.entry(0, 0, self.timeout, (0, 0), (0,) * 16)
         self._absent_for_now = replies.entry(0, 0, FOREVER, (0, 0), (0,) * 16)
         self.live: Live | None = None
-        self.on_told: Callable[[Inode, bytes, Inode], None] | None = None
-        """Called when the kernel is told of a name in a watched directory."""
         self.serves_open = serves_open
         self.kernel_strips_set_gid = False  # until INIT tells
         self.credentials = Credentials(uids, gids)
@@ -135,12 +136,11 @@ class Context:
                 elif attributes.nlink > 1:
                     attributes = self.live.added(inode, attributes)
         inode.nlookup += 1
-        watch = parent.watch
-        if watch is None:
+        live, watch = self.live, parent.watch
+        if live is None or watch is None:
             return replies.entry(inode.nodeid, 0, self.timeout, self.timeout, self.shown(attributes))
         self.inodes.tell(parent, name, inode)
-        if self.on_told is not None:
-            self.on_told(parent, name, inode)
+        live.told(parent, name, inode)
         names = FOREVER if watch.steady else self.timeout
         return replies.entry(inode.nodeid, 0, names, self.valid(inode), self.shown(attributes))
 

@@ -59,11 +59,14 @@ class Action:
     `asked` are the names that the agent has looked up for it. As long as those of `must_ask` are not among them the
     kernel takes what it was told before for them, which may be another inode.
 
+    `deadline` (time.monotonic()) is until when it is tried again where a lease is in the way.
+
     `order` is its place among all; `is_early` if what comes before it for one of its keys has to be done again."""
 
     __slots__ = (
         *("verb", "places", "paths", "subject", "view", "keys"),
-        *("notices", "raced", "fallback", "then", "attempts", "ready", "asked", "must_ask", "order", "is_early"),
+        *("notices", "raced", "fallback", "then", "attempts", "ready", "asked", "must_ask"),
+        *("order", "is_early", "deadline"),
     )
 
     def __init__(self, verb: Verb, places: tuple[Place, ...], subject: Subject | None = None) -> None:
@@ -83,3 +86,4 @@ class Action:
         self.ready = True
         self.order = 0
         self.is_early = False
+        self.deadline = 0.0

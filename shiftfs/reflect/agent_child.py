@@ -145,10 +145,11 @@ class Worker:
                 os.dup2(rights[0], self._clone, inheritable=False)
                 os.close(rights[0])
                 self._connection = files.device(self._clone).rpartition(":")[2]  # its minor number
+                self._has_clone = True
             else:
+                self._has_clone = False
                 self._connection = None
                 os.dup2(0, self._clone, inheritable=False)
-            self._has_clone = bool(rights)
 
     def abort(self) -> None:
         """End the connection of the mount: a thread of the daemon that has been killed while it wrote a notice waits
@@ -170,11 +171,10 @@ class Worker:
                 os.write(fd, OUTCOME.pack(job, number))
 
     def _perform(self, verb: int, mode: int, paths: Sequence[bytes]) -> int:
+        with self._lock:
+            self._take_control()  # what was said before the job is here by now
         if not self._has_clone:
-            with self._lock:
-                self._take_control()  # what was said before the job is here by now
-            if not self._has_clone:
-                return errno.ENODEV
+            return errno.ENODEV
         number = self._try(verb, mode, paths)
         if number in _TOLD_BEFORE and verb in _EXISTING and self._ask_again(paths[0]):
             number = self._try(verb, mode, paths)

@@ -8,9 +8,10 @@ import errno
 import os
 import stat
 import time
+from collections.abc import Callable
 from typing import Any, Final
 
-from ..inodes import Inode
+from ..inodes import Inode, Place
 from ..ops.context import DONE, Context, Payload, not_supported, stale
 from ..tree import Attributes
 from ..wire import replies
@@ -87,31 +88,28 @@ class Answers:
     def _found(self, subject: Subject | None) -> Payload:
         if subject is None:
             return self._absent
-        ctx, inode = self._ctx, subject.inode
+        inode = subject.inode
         if inode is not None and inode.nlookup > 0:
             inode.nlookup += 1
             return replies.entry(inode.nodeid, 0, _NOW, _NOW, self._shown(inode, subject))
-        if subject.place is not None:
-            parent, name = subject.place
-            try:
-                found = ctx.tree.lookup(parent.entry, name)
-                if stat.S_ISDIR(found[1].mode) is stat.S_ISDIR(subject.mode):  # else it has been replaced
-                    return _for_now(ctx.adopt(parent, name, *found))
-            except OSError:
-                pass  # gone again
-        return replies.entry(subject.nodeid, 0, _NOW, _NOW, self._shown_made_up(subject))
+        return self._by_now(subject, subject.place, lambda mode: stat.S_ISDIR(mode) is stat.S_ISDIR(subject.mode))
 
     def _made(self, action: Action) -> Payload:
-        """The kernel makes a name for what is there by now; or for something made up, if it has gone again."""
-        ctx, subject = self._ctx, action.subject
-        parent, name = action.places[-1]
+        """The kernel makes a name for what is there by now."""
+        subject = action.subject
         assert subject is not None
-        try:
-            key, attributes, place = ctx.tree.lookup(parent.entry, name)
-            if attributes.mode & _TYPE == subject.mode & _TYPE:
-                return _for_now(ctx.adopt(parent, name, key, attributes, place))
-        except OSError:
-            pass
+        return self._by_now(subject, action.places[-1], lambda mode: mode & _TYPE == subject.mode & _TYPE)
+
+    def _by_now(self, subject: Subject, place: Place | None, fits: Callable[[int], bool]) -> Payload:
+        """What is at a place, or something made up where that has gone again or been replaced by what does not fit."""
+        if place is not None:
+            parent, name = place
+            try:
+                found = self._ctx.tree.lookup(parent.entry, name)
+                if fits(found[1].mode):
+                    return _for_now(self._ctx.adopt(parent, name, *found))
+            except OSError:
+                pass
         return replies.entry(subject.nodeid, 0, _NOW, _NOW, self._shown_made_up(subject))
 
     def _attributes(self, action: Action, header: Header) -> Payload:

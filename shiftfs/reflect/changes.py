@@ -82,8 +82,11 @@ class Changes:
         action.fallback = [_expired(parent, name), _listing(parent)]
         self._perform(action)
 
-    def deleted(self, parent: Inode, name: bytes, is_directory: bool, handle: bytes | None = None) -> None:
-        """IN_DELETE, and IN_DELETE_SELF or, of an inode with other names, IN_ATTRIB. `handle`: of what has gone."""
+    def deleted(
+        self, parent: Inode, name: bytes, is_directory: bool, handle: bytes | None = None, watched: Inode | None = None
+    ) -> None:  # fmt: skip
+        """IN_DELETE, and IN_DELETE_SELF or, of an inode with other names, IN_ATTRIB. `handle`: of what has gone, which
+        is `watched` if it has, or had, other names."""
         self._announced.pop((parent.nodeid, name), None)
         told = parent.told(name)
         found = self.found(parent, name)
@@ -99,6 +102,9 @@ class Changes:
             self._leaves(action, told, handle)
         else:
             action.must_ask.add((parent.nodeid, name))
+            if watched is not None and watched.is_directory is is_directory and not watched.unlinked:
+                subject.inode = watched  # the kernel knows it by another name
+                self._leaves(action, watched, handle)
         gone = notices.inval_entry(parent.nodeid, name, notices.EXPIRE_ONLY if found is not None else 0)
         action.fallback = [gone, _listing(parent)]
         self._perform(action)
@@ -137,8 +143,10 @@ class Changes:
                 return True
         try:
             return tree.attributes(inode.entry).nlink > 0
-        except OSError:
-            return handle is not None and inode.key in tree.keys_of(handle)
+        except OSError:  # no name that we know leads to it
+            if handle is None or not tree.found_by(inode.entry, handle):
+                return False
+            return tree.attributes(inode.entry).nlink > 0
 
     def _replaced(self, action: Action, inode: Inode) -> None:
         parent, name = action.places[-1]
@@ -153,8 +161,16 @@ class Changes:
         """IN_CLOSE_WRITE: whoever wrote has closed it; what was written through a mapping is seen from here on."""
         self._content(Verb.CLOSED, (parent, name))
 
-    def _content(self, verb: Verb, place: Place) -> None:
+    def closed_again(self, inode: Inode, deadline: float) -> None:
+        """The same, wherever the file is by now, where a lease was in the way."""
+        if inode.parent is not None:
+            self._content(Verb.CLOSED, (inode.parent, inode.name), deadline)
+        else:
+            self.changed_outside(inode, Verb.CLOSED, deadline)
+
+    def _content(self, verb: Verb, place: Place, deadline: float = 0.0) -> None:
         action = self._at(verb, place, FILE)
+        action.deadline = deadline
         told = place[0].told(place[1])
         if told is not None:
             action.notices = [notices.inval_inode(told.nodeid, 0, 0)]
@@ -298,9 +314,10 @@ class Changes:
 
     # An inode itself, changed through a name that the mount does not show.
 
-    def changed_outside(self, inode: Inode, verb: Verb) -> None:
+    def changed_outside(self, inode: Inode, verb: Verb, deadline: float = 0.0) -> None:
         place = self._new_outside()
         action = Action(verb, (place,))
+        action.deadline = deadline
         action.keys.add(inode.key)
         self._show_outside(action)
         action.view[place[0].nodeid, place[1]] = self._subject(FILE, inode)

@@ -4,9 +4,7 @@ Owns the order of things: is it hidden, is it our own, has it been told already?
 """
 
 import contextlib
-import math
 import stat
-import time
 from collections.abc import Callable
 from itertools import zip_longest
 from typing import Final
@@ -29,8 +27,6 @@ from .watching import Watching
 
 _COMES_OR_GOES: Final = What.CREATED | What.DELETED
 _CONTENT: Final = What.MODIFIED | What.CLOSED
-_SLACK: Final = 2.0
-"""Seconds by which file times may lag behind the clock, and more."""
 _WHITEOUTS: Final = 4096
 """How many that have been made behind the mount are remembered: what goes with them does not uncover what it hid."""
 _WORDS: Final = {
@@ -55,20 +51,17 @@ class Live:
         self._ctx = ctx
         self._tree = ctx.tree
         self._watchers = watchers
+        self._performing = performing
+        self.told = performing.told
         self._changes = Changes(ctx, performing)
         self._journal = journal
         self._log = log
         self._own = own
-        self._run = run
         self._closing = closing
         self._watching = Watching(ctx, watchers)
-        self._look_again = Revalidation(ctx, self._changes, self.seen_again)
+        self._look_again = Revalidation(ctx, self._changes, self.seen_again, run, self._tell_of_loss)
         self._whiteouts: LRUCache[Token, None] = LRUCache(_WHITEOUTS)
         self._exchanged: tuple[Inode, bytes, Inode, bytes] | None = None
-        self._heard = time.time()
-        self._lost_since: float | None = None
-        self._is_looking = False
-        self.overflows = 0
         self.added(ctx.inodes.root, ctx.tree.attributes(ctx.inodes.root.entry))
 
     # What is watched.
@@ -83,7 +76,7 @@ class Live:
         before = self._watching.renew(inode)
         if before is not None:
             self._changes.forget_announced(inode)
-            self._run(self._look_again.directory(inode, math.inf, before))
+            self._look_again.made_of_others(inode, before)
 
     def is_up_now(self, inode: Inode) -> None:
         above: Inode | None = inode
@@ -106,13 +99,19 @@ class Live:
                 self._heard_of(happening)
             except Exception as error:  # of a layer, as a rule, that is being changed faster than we look
                 self._log(f"a change of a layer was not understood: {error!r}")
-                self._overflowed()
-        if self._lost_since is None:
-            self._heard = time.time()
+                self._look_again.lost()
+        self._look_again.heard()
+
+    def tick(self) -> bool:
+        """Now and then: try again what was in somebody's way. True if it is to be called again."""
+        leased = self._performing.take_leased()
+        for inode, deadline in leased:
+            self._changes.closed_again(inode, deadline)
+        return bool(leased)
 
     def _heard_of(self, h: Happening) -> None:
         if h.what & What.OVERFLOW:
-            self._overflowed()
+            self._look_again.lost()
             return
         if h.what & What.MOVED:
             for source, target in zip_longest(self._watching.of(h.directory), self._watching.of(h.to)):
@@ -210,7 +209,8 @@ class Live:
             if not self._changes.is_announced(parent, name):
                 self._changes.created(parent, name, h.is_directory)
         elif what is What.DELETED:
-            self._changes.deleted(parent, name, h.is_directory, _handle(h))
+            watched = next((inode for inode, _ in self._watching.of(h.target)), None)
+            self._changes.deleted(parent, name, h.is_directory, _handle(h), watched)
         elif what is What.ATTRIBUTES:
             self._changes.attributes(parent, name, h.is_directory)
         elif not h.is_directory:
@@ -283,7 +283,7 @@ class Live:
             return Shown.HIDDEN
         parent, layer = place
         shown = self._tree.hidden(parent.entry, layer, name)
-        is_merged = shown is Shown.TOP and is_directory and self._tree.covered(parent.entry, layer, name)
+        is_merged = shown is Shown.TOP and is_directory and self._tree.covered(parent.entry, layer, name) != 0
         return Shown.MERGED if is_merged else shown
 
     def _is_exchange(self, parent: Inode, name: bytes, to: Inode, new_name: bytes) -> bool:
@@ -324,8 +324,8 @@ class Live:
             return
         if told is not None:
             self._changes.deleted(parent, name, told.is_directory)
-        elif not was_hidden and self._tree.covered(parent.entry, layer, name):
-            self._changes.deleted(parent, name, False)
+        elif not was_hidden and (hidden := self._tree.covered(parent.entry, layer, name)):
+            self._changes.deleted(parent, name, stat.S_ISDIR(hidden))
         if found is not None:
             self._changes.created(parent, name, stat.S_ISDIR(found[1].mode))
 
@@ -350,30 +350,16 @@ class Live:
 
     # What was not heard.
 
-    def _overflowed(self) -> None:
-        self.overflows += 1
+    def _tell_of_loss(self, begins: bool) -> None:
         self._journal.add(-1, b"/", "overflow")
-        if self._lost_since is None:
-            self._lost_since = self._heard - _SLACK
-        if not self._is_looking:
-            self._is_looking = True
+        if begins:
             self._log("changes of the layers came faster than they could be followed; all that is known is looked at")
-            self._run(self._look_at_all())
-
-    def _look_at_all(self) -> Steps:
-        """Once for all that has been lost by then, and again for what is lost meanwhile."""
-        try:
-            while self._lost_since is not None:
-                since, self._lost_since = self._lost_since, None
-                yield from self._look_again.all(since)
-        finally:
-            self._is_looking = False
 
     def _begin_anew(self, fd: int) -> None:
         self._closing(fd)
         self._watchers.reopen(fd)
         self._watching.again()
-        self._overflowed()
+        self._look_again.lost()
 
     # The journal.
 
@@ -388,7 +374,7 @@ class Live:
 
     def describe(self) -> dict[str, object]:
         """For `status`."""
-        return {**self._watchers.counts(), "overflows": self.overflows}
+        return {**self._watchers.counts(), "overflows": self._look_again.losses}
 
     def ways(self) -> dict[int, str]:
         """How each layer is watched."""

@@ -7,6 +7,7 @@ else's. Loop thread.
 
 import collections
 import errno
+import time
 from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any, Final, Protocol
@@ -28,6 +29,8 @@ _RACED: Final = frozenset({errno.EEXIST, errno.ENOENT, errno.ENOTEMPTY, errno.ES
 _NO_WAY: Final = frozenset({errno.ENOENT, errno.ESTALE, errno.ENOTDIR})
 _REMOVALS: Final = frozenset({Verb.UNLINK, Verb.RMDIR, Verb.RENAME, Verb.EXCHANGE})
 _BUSY: Final = frozenset({errno.EAGAIN, errno.ETXTBSY})
+_LEASE_SECONDS: Final = 60.0
+"""The kernel gives holders 45 (fs.lease-break-time)."""
 
 
 class Thread(Protocol):
@@ -57,7 +60,7 @@ class Performing:
     """Where there is no agent, all that can be done is to tell the kernel."""
 
     def __init__(
-        self, ctx: Context, notify: Callable[[list[bytes], Callable[[Any, BaseException | None], None]], None]
+        self, ctx: Context, notify: Callable[[list[bytes], Callable[[], None]], None]
     ) -> None:
         """`notify` lets notices be written, and then calls the other on the loop."""
         self._ctx = ctx
@@ -69,9 +72,9 @@ class Performing:
         self._viewed: dict[tuple[int, bytes], list[Action]] = {}
         """The removals and renames that are not done yet, by the names that they show the agent."""
         self._asks: Action | None = None
-        ctx.on_told = self._is_told
         self._queues: dict[RealKey, collections.deque[Action]] = {}
         self._starved: dict[RealKey, None] = {}
+        self._leased: list[tuple[Inode, float]] = []
         self._last_job = 0
         self._last_order = 0
         self.done = 0
@@ -120,7 +123,7 @@ class Performing:
                 self._viewed.setdefault(place, []).append(action)
         self._prepare(action)
 
-    def _is_told(self, parent: Inode, name: bytes, inode: Inode) -> None:
+    def told(self, parent: Inode, name: bytes, inode: Inode) -> None:
         """What waits to take a name away must not take away what the kernel has learnt of it meanwhile: it is to ask,
         and so is everybody afterwards."""
         place = (parent.nodeid, name)
@@ -157,7 +160,7 @@ class Performing:
         if action.notices:
             action.ready = False
             messages, action.notices = action.notices, []
-            self._notify(messages, lambda result, error: self._prepared(action))
+            self._notify(messages, partial(self._prepared, action))
         else:
             self._prepared(action)
 
@@ -168,9 +171,9 @@ class Performing:
     def _tell(self, messages: list[bytes]) -> None:
         if messages:
             self._telling += 1
-            self._notify(messages, lambda result, error: self._told())
+            self._notify(messages, self._are_told)
 
-    def _told(self) -> None:
+    def _are_told(self) -> None:
         self._telling -= 1
 
     def _go_on(self, keys: Iterable[RealKey]) -> bool:
@@ -283,15 +286,31 @@ class Performing:
             action.notices = action.raced
             self._add_again(action)
             return True
-        elif number in _BUSY:
+        elif number in _BUSY:  # a lease is being broken, or the file is being run: nobody may have it open for writing
+            if number == errno.EAGAIN:
+                self._postpone(action)
             self._is_over(action)
-            self._tell(action.then)  # a lease is being broken, or the file is being run: nobody has it open for writing
+            self._tell(action.then)
         elif number == errno.EBUSY:  # something is mounted there, and is to stay
             action.fallback = [notices.expiring(notice) for notice in action.fallback]
             self._give_up(action)
         else:
             self._give_up(action)
         return False
+
+    def _postpone(self, action: Action) -> None:
+        now = time.monotonic()
+        action.deadline = action.deadline or now + _LEASE_SECONDS
+        parent, name = action.places[0]
+        subject = action.view[parent.nodeid, name]
+        inode = parent.told(name) or (subject.inode if subject is not None else None)
+        if inode is not None and now < action.deadline:
+            self._leased.append((inode, action.deadline))
+
+    def take_leased(self) -> list[tuple[Inode, float]]:
+        """The files that could not be opened for writing because of a lease, each to be tried again until when."""
+        leased, self._leased = self._leased, []
+        return leased
 
     def _is_gone(self, action: Action, number: int) -> bool:
         """Is there no way to one of its directories any more, and never again?"""

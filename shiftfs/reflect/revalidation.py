@@ -1,9 +1,11 @@
 """Looks again at what was told, where news of changes have been lost, or a directory is made of other layers' now.
 
-Owns nothing. What has changed is told as if it had been heard of. Loop thread.
+Owns since when news are missing. What has changed is told as if it had been heard of. Loop thread.
 """
 
+import math
 import stat
+import time
 from collections.abc import Callable
 from typing import Final
 
@@ -16,24 +18,63 @@ _SLICE: Final = 64
 """How many inodes are looked at again before requests have their turn."""
 
 
-class Revalidation:
-    """Of one mount. `seen_again` is called for each inode that has a watch."""
+_SLACK: Final = 2.0
+"""Seconds by which file times may lag behind the clock, and more."""
 
-    def __init__(self, ctx: Context, changes: Changes, seen_again: Callable[[Inode], None]) -> None:
+
+class Revalidation:
+    """Of one mount."""
+
+    def __init__(
+        self, ctx: Context, changes: Changes, seen_again: Callable[[Inode], None], run: Callable[[Steps], None],
+        on_loss: Callable[[bool], None],
+    ) -> None:  # fmt: skip
+        """`seen_again` is called for each inode that has a watch, `on_loss` for each loss of news, with True if it is
+        the first since all was looked at. `run` goes through steps that nobody waits for."""
         self._inodes = ctx.inodes
         self._tree = ctx.tree
         self._changes = changes
         self._seen_again = seen_again
+        self._run = run
+        self._on_loss = on_loss
+        self._heard = time.time()
+        self._lost_since: float | None = None
+        self._is_looking = False
+        self.losses = 0
 
-    def all(self, since: float) -> Steps:
-        """Everything that is known; what has changed since that time (of the epoch) is told as changed."""
-        for inode in self._inodes.watched():
-            if inode.is_directory:
-                yield from self.directory(inode, since, ())
+    def heard(self) -> None:
+        """All that has happened so far has been heard of."""
+        if self._lost_since is None:
+            self._heard = time.time()
 
-    def directory(self, directory: Inode, since: float, before: tuple[RealKey, ...]) -> Steps:
-        """Compare all that was told of a directory with what is there. What changed `since` is told as changed; so are
-        names of real directories that it was not made of `before`, where that is given."""
+    def lost(self) -> None:
+        """Something has happened that was not heard of."""
+        self.losses += 1
+        if self._lost_since is None:
+            self._lost_since = self._heard - _SLACK
+        self._on_loss(not self._is_looking)
+        if not self._is_looking:
+            self._is_looking = True
+            self._run(self._all())
+
+    def _all(self) -> Steps:
+        """Everything that is known; once for all that has been lost by then, and again for what is lost meanwhile."""
+        try:
+            while self._lost_since is not None:
+                since, self._lost_since = self._lost_since, None
+                for inode in self._inodes.watched():
+                    if inode.is_directory:
+                        yield from self._directory(inode, since, ())
+        finally:
+            self._is_looking = False
+
+    def made_of_others(self, directory: Inode, before: tuple[RealKey, ...]) -> None:
+        """A directory is not made of the real ones from `before` any more."""
+        self._run(self._directory(directory, math.inf, before))
+
+    def _directory(self, directory: Inode, since: float, before: tuple[RealKey, ...]) -> Steps:
+        """Compare all that was told of a directory with what is there. What changed `since` (of the epoch) is told as
+        changed; so are names of real directories that it was not made of `before`, where that is given."""
         self._changes.listing(directory)
         told = dict(directory.children or {})
         for count, (name, inode) in enumerate(told.items()):

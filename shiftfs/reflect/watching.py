@@ -41,8 +41,12 @@ class Watching:
             self._of[token] = (*self._of.get(token, ()), (inode, one.layer))
             again = again or self._watchers.kind(one.device) != FILESYSTEM
         inode.watch = Watch(tuple(tokens), tuple(keys), steady)
+        if not again:
+            return attributes
+        if not inode.is_directory:
+            self._tree.path(inode.entry)  # no handle will come with news of it: its names may go, and it stays
         # What changed before the watch was there has not been heard of.
-        return self._tree.attributes(inode.entry) if again else attributes
+        return self._tree.attributes(inode.entry)
 
     def renew(self, inode: Inode) -> tuple[RealKey, ...] | None:
         """Watch what an inode is made of now; what it was made of before, if that is something else."""

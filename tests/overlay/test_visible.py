@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import stat
 from collections.abc import Callable
 from pathlib import Path
 
@@ -108,7 +109,7 @@ def test_what_hides_need_not_be_readable(fill: Fill) -> None:
     """Whoever looks the name up learns what is wrong."""
     with overlaid(fill({"d": {}}, upper={"d": marked("redirect", b"../damaged", {})})) as overlay:
         assert overlay.tree.hidden(overlay.tree.root, 1, b"d") is MERGED
-        assert overlay.tree.covered(overlay.tree.root, 0, b"d") is True
+        assert overlay.tree.covered(overlay.tree.root, 0, b"d") == stat.S_IFDIR
 
 
 def test_a_layer_that_does_not_contribute_shows_nothing(fill: Fill) -> None:
@@ -127,13 +128,14 @@ def test_a_directorys_own_attributes_are_its_topmost_parts(fill: Fill) -> None:
         assert [overlay.tree.hidden(d, layer, b"") for layer in range(3)] == [TOP, MERGED, MERGED]
 
 
-COVERED: dict[str, tuple[tuple[Layered, Layered, Layered], tuple[bool, bool]]] = {
-    "nothing": ((b"", NOTHING, NOTHING), (False, False)),
-    "a file": ((b"", NOTHING, b""), (True, True)),
-    "a directory": (({}, {}, NOTHING), (True, False)),
-    "a whiteout": ((b"", make_whiteout, b""), (False, True)),
-    "a whiteout by name": ((b"", by_name, b""), (False, True)),
-    "its own whiteouts do not count": ((by_name, b"", b""), (True, True)),
+FILE, DIRECTORY = stat.S_IFREG, stat.S_IFDIR
+COVERED: dict[str, tuple[tuple[Layered, Layered, Layered], tuple[int, int]]] = {
+    "nothing": ((b"", NOTHING, NOTHING), (0, 0)),
+    "a file": ((b"", NOTHING, b""), (FILE, FILE)),
+    "a directory": (({}, {}, NOTHING), (DIRECTORY, 0)),
+    "a whiteout": ((b"", make_whiteout, b""), (0, FILE)),
+    "a whiteout by name": ((b"", by_name, b""), (0, FILE)),
+    "its own whiteouts do not count": ((by_name, b"", b""), (FILE, FILE)),
 }
 
 
@@ -142,7 +144,7 @@ def test_what_a_layer_covers(fill: Fill, case: str) -> None:
     (upper, first, second), expected = COVERED[case]
     with overlaid(fill(one(first), one(second), upper=one(upper))) as overlay:
         root = overlay.tree.root
-        assert tuple(overlay.tree.covered(root, layer, b"x") for layer in range(3)) == (*expected, False)
+        assert tuple(overlay.tree.covered(root, layer, b"x") for layer in range(3)) == (*expected, 0)
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,6 @@ import collections
 import errno
 import itertools
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import pytest
 
@@ -54,10 +53,10 @@ class Agent:
 
     serves_open = False
 
-    def _notify(self, messages: list[bytes], done: Callable[[Any, BaseException | None], None]) -> None:
+    def _notify(self, messages: list[bytes], done: Callable[[], None]) -> None:
         def write() -> None:
             self.told += messages
-            done(None, None)
+            done()
 
         self.writing.append(write)
         if not self.holds_notices:

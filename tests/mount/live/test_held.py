@@ -94,7 +94,10 @@ def test_a_lease_is_not_waited_for(some: Behind, kind: int) -> None:
             wait_until(lambda: "moved" in os.listdir(place.shown), "its new name", LIMIT)
             found = (place.shown / "moved").lstat()
             assert (found.st_size, found.st_mode & 0o777) == (len(b"contentmore"), 0o600)
+            assert Event("CLOSE_WRITE") not in heard["file"]
             fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_UNLCK)
+            closed = Event("CLOSE_WRITE")
+            assert closed in recorder.until(lambda streams: closed in streams["file"], 0.1, LIMIT)["file"]
     finally:
         signal.signal(signal.SIGIO, before)
 

@@ -46,11 +46,46 @@ def test_forgotten_again_and_again(place: Place) -> None:
 
 def test_only_a_file_is_watched(place: Place) -> None:
     """Nobody has looked at anything but its path; what is changed through another name is heard as well."""
+    drop_dentries()
     with place.recorder() as recorder:
         recorder.watch({"file": place.shown / "dir/name of two"})
         append(place.layer / "file with two names", b"more")
         written = [Event("MODIFY"), Event("CLOSE_WRITE")]
         assert recorder.until(lambda streams: streams["file"] == written)["file"] == written
+
+
+KINDS = ["native", "source", "fanotify", "mapped", "namespace", "lower", "upper merged"]
+
+
+@pytest.mark.parametrize("some", [*KINDS, "inotify"], indirect=True)
+def test_the_watched_name_goes_and_the_file_stays(place: Place) -> None:
+    """It has another name, which nobody has looked up."""
+    drop_dentries()
+    with place.recorder() as recorder:
+        recorder.watch({"file": place.shown / "dir/name of two", "dir": place.shown / "dir"})
+        (place.layer / "dir/name of two").unlink()
+        expected = {"file": [Event("ATTRIB")], "dir": [Event("DELETE", "name of two")]}
+        assert recorder.until(lambda streams: streams == expected) == expected
+        append(place.layer / "file with two names", b"more")
+        expected["file"] += [Event("MODIFY"), Event("CLOSE_WRITE")]
+        assert recorder.until(lambda streams: streams == expected) == expected
+        place.visible()
+        (place.layer / "file with two names").unlink()
+        expected["file"] += [Event("ATTRIB"), Event("DELETE_SELF")]
+        assert recorder.until(lambda streams: streams == expected) == expected
+
+
+@pytest.mark.parametrize("some", KINDS, indirect=True)  # inotify does not tell whose name has gone
+def test_the_last_name_goes_that_nobody_has_looked_up(place: Place) -> None:
+    """The file ends with it, by whatever name it was watched."""
+    drop_dentries()
+    with place.recorder() as recorder:
+        recorder.watch({"file": place.shown / "dir/name of two"})
+        (place.layer / "dir/name of two").unlink()
+        assert recorder.until(lambda streams: bool(streams["file"]))["file"] == [Event("ATTRIB")]
+        (place.layer / "file with two names").unlink()
+        expected = [Event("ATTRIB"), Event("ATTRIB"), Event("DELETE_SELF")]
+        assert recorder.until(lambda streams: streams["file"] == expected)["file"] == expected
 
 
 def test_names_are_watched_that_nobody_has_looked_up(place: Place) -> None:
