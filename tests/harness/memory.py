@@ -279,14 +279,17 @@ class MemoryTree:
     def keys_of(self, handle: bytes) -> list[RealKey]:
         return []
 
+    def found_by(self, entry: Node, handle: bytes) -> bool:
+        return False
+
     def came_from(self, directory: Node, place: None) -> RealKey:
         return directory.key
 
     def hidden(self, directory: Node, layer: int, name: bytes) -> Shown:
         return Shown.TOP
 
-    def covered(self, directory: Node, layer: int, name: bytes) -> bool:
-        return False
+    def covered(self, directory: Node, layer: int, name: bytes) -> int:
+        return 0
 
     def concerns(self, name: bytes) -> bytes | None:
         return name
