@@ -6,6 +6,7 @@ Owns the inode table, the maps and the open handles of a mount. Does no system c
 import errno
 import os
 import stat
+from collections import Counter
 from collections.abc import Callable, Generator
 from typing import Any, Final, Protocol
 
@@ -47,6 +48,9 @@ class Live(Protocol):
 
     def is_up_now(self, inode: Inode) -> None:
         """It has been copied up, with the directories above it: watch those in the upper layer too."""
+
+    def closing(self, inode: Inode) -> Gate | None:
+        """What whoever is to execute a file has to wait at first, if anything."""
 
     def forgotten(self, inode: Inode) -> None:
         """One with a watch is not known any more."""
@@ -94,6 +98,8 @@ class Context:
         self.slow_until: dict[int, float] = {}
         """Devices whose writes wait at the moment, and until when (time.monotonic()) that is taken for granted."""
         self.last_handle = 0
+        self.executed: Counter[Inode] = Counter()
+        """Open files that are being executed."""
         self.kept: FIFOCache[Any, None] = FIFOCache(max(tree.descriptors()["bound"] // 2, 8))
         """The open files that hold a descriptor: callers may open more files than we may have descriptors."""
         self.reports: dict[str, tuple[object, bytes]] = {}

@@ -27,6 +27,8 @@ _DIRECT: Final = int(FOpen.DIRECT_IO)
 _KEEP_CACHE: Final = int(FOpen.KEEP_CACHE)
 _CACHE_DIR: Final = int(FOpen.CACHE_DIR)
 _NO_FLUSH: Final = int(FOpen.NOFLUSH)
+_EXEC: Final = 0x20
+"""The kernel's own __FMODE_EXEC, which comes with an open for execve(2) (include/linux/fs.h)."""
 _SCHEDULE: Final = int(PollFlag.SCHEDULE_NOTIFY)
 _ALWAYS_READY: Final = select.POLLIN | select.POLLOUT | select.POLLRDNORM | select.POLLWRNORM
 _CHANGED: Final = select.POLLPRI | select.POLLERR
@@ -36,9 +38,9 @@ _OWN_FLAGS: Final = os.O_ACCMODE | os.O_APPEND | os.O_NONBLOCK
 class OpenFile:
     """What a file handle stands for. `descriptor` is its own one, if any, and `opener` who reads it, if not ourselves;
     `kept` keeps the inode's alive, so that a file deleted behind the mount stays readable, as long as there are not too
-    many of them."""
+    many of them. `executed` is the inode, if it is being executed."""
 
-    __slots__ = ("changed", "descriptor", "kept", "opener", "stop_watching", "writable")
+    __slots__ = ("changed", "descriptor", "executed", "kept", "opener", "stop_watching", "writable")
 
     def __init__(
         self, descriptor: Descriptor | None, kept: Descriptor | None, writable: bool,
@@ -50,6 +52,7 @@ class OpenFile:
         self.writable = writable
         self.changed = False
         self.stop_watching: Callable[[], None] | None = None
+        self.executed: Inode | None = None
 
 
 def open(ctx: Context, header: Header, request: requests.Open) -> Result:
@@ -60,9 +63,19 @@ def open(ctx: Context, header: Header, request: requests.Open) -> Result:
 
 def _open_later(ctx: Context, header: Header, inode: Inode, request: requests.Open) -> Later:
     fh, answer = yield from _opened(ctx, header, inode, request.flags)
+    if request.flags & _EXEC:
+        yield from _executed(ctx, inode, fh)
     if request.flags & os.O_TRUNC and not ctx.tree.is_made_up(inode.entry):
         yield from _truncate(ctx, header, inode, bool(request.open_flags & _KILL_SUIDGID))
     return replies.open(fh, answer)
+
+
+def _executed(ctx: Context, inode: Inode, fh: int) -> Generator[Gate, Any, None]:
+    """From here until it is released nothing of ours has the file open for writing on the mount."""
+    ctx.handles[fh].executed = inode
+    ctx.executed[inode] += 1
+    while ctx.live is not None and (gate := ctx.live.closing(inode)) is not None:
+        yield gate
 
 
 def _truncate(ctx: Context, header: Header, inode: Inode, kills_set_ids: bool) -> Generator[Work | Gate, Any, None]:
@@ -181,6 +194,10 @@ def release(ctx: Context, header: Header, request: requests.Release) -> Payload:
     opened: OpenFile | None = ctx.handles.pop(request.fh, None)
     if opened is not None:
         ctx.kept.pop(opened, None)
+        if opened.executed is not None:
+            ctx.executed[opened.executed] -= 1
+            if not ctx.executed[opened.executed]:
+                del ctx.executed[opened.executed]
         if opened.stop_watching is not None:
             opened.stop_watching()
     return DONE

@@ -47,7 +47,8 @@ _ORPHANED: Final = signal.SIGUSR2
 _PATH_STEP: Final = 4095
 """Bytes, PATH_MAX without its NUL."""
 _O_PATH: Final = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW
-_O_WRITE: Final = os.O_WRONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_NOCTTY
+_O_FILE: Final = os.O_PATH | os.O_NOFOLLOW
+_O_WRITE: Final = os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 _EXISTING: Final = frozenset(
     {Verb.UNLINK, Verb.RMDIR, Verb.RENAME, Verb.EXCHANGE, Verb.MODIFIED, Verb.ATTRIBUTES, Verb.CLOSED}
 )
@@ -305,7 +306,11 @@ class Worker:
 
     def _closed(self, mode: int, paths: Sequence[bytes]) -> None:
         """IN_CLOSE_WRITE comes of closing what was open for writing. Waits for no lease (EAGAIN)."""
-        os.close(self._open(paths[0], _O_WRITE))
+        held = self._open(paths[0], _O_FILE)
+        try:
+            files.touch_for_writing(held, _O_WRITE)
+        finally:
+            os.close(held)
 
     def _refuse(self, mode: int, paths: Sequence[bytes]) -> None:
         raise OSError(mode, os.strerror(mode))

@@ -52,7 +52,7 @@ class Live:
         self._tree = ctx.tree
         self._watchers = watchers
         self._performing = performing
-        self.told = performing.told
+        self.told, self.closing = performing.told, performing.closing
         self._changes = Changes(ctx, performing)
         self._journal = journal
         self._log = log

@@ -14,7 +14,7 @@ from typing import Any, Final, Protocol
 
 from ..inodes import Inode
 from ..ops.context import Context, Payload
-from ..tree import RealKey
+from ..tree import Gate, RealKey
 from ..wire import notices
 from ..wire.requests import Header
 from .action import Action, Verb
@@ -75,6 +75,8 @@ class Performing:
         self._queues: dict[RealKey, collections.deque[Action]] = {}
         self._starved: dict[RealKey, None] = {}
         self._leased: list[tuple[Inode, float]] = []
+        self._closing: dict[Action, Gate] = {}
+        """Those with the agent that open a file for writing to close it."""
         self._last_job = 0
         self._last_order = 0
         self.done = 0
@@ -105,6 +107,7 @@ class Performing:
         self._by_tid = {}
         for hand in hands:
             for _, action in hand.given:
+                self._has_closed(action)
                 self._give_up(action)
         self._go_on(list(self._queues))
 
@@ -221,6 +224,10 @@ class Performing:
             self._leave(action)
             self._give_up(action)
             return True
+        if action.verb is Verb.CLOSED and _file_of(action) in self._ctx.executed:
+            self._leave(action)
+            self._ended(action, errno.ETXTBSY)
+            return True
         action.asked.clear()
         mode = action.subject.mode if action.subject is not None else 0
         if not hand.thread.send(self._last_job + 1, action.verb, *action.paths, mode=mode):
@@ -228,6 +235,8 @@ class Performing:
         self._last_job += 1
         self._leave(action)
         hand.given.append((self._last_job, action))
+        if action.verb is Verb.CLOSED:
+            self._closing[action] = Gate()
         hand.keys.update(action.keys)
         return True
 
@@ -271,6 +280,7 @@ class Performing:
     def _ended(self, action: Action, number: int) -> bool:
         """True if it is to be done again."""
         was_early, action.is_early = action.is_early, False
+        self._has_closed(action)
         if number == 0:
             self.done += 1
             self._is_over(action)
@@ -298,12 +308,20 @@ class Performing:
             self._give_up(action)
         return False
 
+    def closing(self, inode: Inode) -> Gate | None:
+        """As long as the agent may have it open for writing nobody can execute it: who wants to has to wait a moment.
+        """
+        return next((gate for action, gate in self._closing.items() if _file_of(action) is inode), None)
+
+    def _has_closed(self, action: Action) -> None:
+        gate = self._closing.pop(action, None)
+        if gate is not None:
+            gate.open()
+
     def _postpone(self, action: Action) -> None:
         now = time.monotonic()
         action.deadline = action.deadline or now + _LEASE_SECONDS
-        parent, name = action.places[0]
-        subject = action.view[parent.nodeid, name]
-        inode = parent.told(name) or (subject.inode if subject is not None else None)
+        inode = _file_of(action)
         if inode is not None and now < action.deadline:
             self._leased.append((inode, action.deadline))
 
@@ -334,6 +352,13 @@ class Performing:
             return self._answers.to(self._asks, header, request)
         finally:
             self._asks = None
+
+
+def _file_of(action: Action) -> Inode | None:
+    """The file that a change of one is about, if the kernel knows it."""
+    parent, name = action.places[0]
+    subject = action.view.get((parent.nodeid, name))
+    return parent.told(name) or (subject.inode if subject is not None else None)
 
 
 def path_of(place: tuple[Inode, bytes], root: Inode) -> bytes | None:

@@ -35,6 +35,8 @@ _fallocate = libc.function("fallocate", [libc.INT, libc.INT, libc.OFFSET, libc.O
 _syncfs = libc.function("syncfs", [libc.INT])
 _sync_file_range = libc.function("sync_file_range", [libc.INT, libc.OFFSET, libc.OFFSET, libc.UINT])
 _fstatfs = libc.function("fstatfs", [libc.INT, libc.POINTER])
+_open = libc.brief("open", [libc.PATH, libc.INT])
+_close = libc.brief("close", [libc.INT])
 _getdents64 = libc.function("getdents64", [libc.INT, libc.POINTER, libc.SIZE], ctypes.c_ssize_t)
 
 _WAIT_BEFORE: Final = 1
@@ -170,3 +172,12 @@ def list_directory(fd: int) -> list[tuple[bytes, int, int]]:
             if name != b"." and name != b"..":
                 append((name, number, kind))
             position += length
+
+
+def touch_for_writing(held: int, flags: int) -> None:
+    """Open for writing what an O_PATH descriptor names, and close it in the next moment: as long as it is open nobody
+    can execute it (ETXTBSY)."""
+    fd = _open(b"/proc/self/fd/%d" % held, flags)
+    if fd < 0:
+        raise libc.failure()
+    _close(fd)

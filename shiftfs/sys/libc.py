@@ -37,6 +37,15 @@ def function(name: str, arguments: Sequence[Any], result: Any = ctypes.c_int) ->
     return found  # type: ignore[no-any-return]
 
 
+def brief(name: str, arguments: Sequence[Any]) -> Callable[..., int]:
+    """A function of libc that never takes long: no other thread of ours runs in between, so that two calls follow each
+    other at once."""
+    found = getattr(ctypes.PyDLL(None, use_errno=True), name)
+    found.argtypes = list(arguments)
+    found.restype = ctypes.c_int
+    return found  # type: ignore[no-any-return]
+
+
 _syscall = _libc.syscall
 _syscall.restype = ctypes.c_long
 

@@ -3,6 +3,7 @@
 import collections
 import errno
 import itertools
+import time
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -49,6 +50,7 @@ class Agent:
         self.performing = Performing(self, self._notify)  # type: ignore[arg-type]
         self.heard = dict(self.performing.employ(self.threads)) if threads else {}
         self.done: list[bytes] = []
+        self.executed: collections.Counter[Inode] = collections.Counter()
         self.holds_notices = False
 
     serves_open = False
@@ -73,6 +75,18 @@ class Agent:
         inode.nlookup = 1
         self.inodes.tell(parent or self.inodes.root, name, inode)
         return inode
+
+    def file(self, name: bytes) -> Inode:
+        inode = self.inodes.add((1, len(self.inodes) + 1, 0, 8), None)
+        inode.nlookup = 1
+        self.inodes.tell(self.inodes.root, name, inode)
+        return inode
+
+    def close(self, file: Inode, deadline: float = 0.0) -> None:
+        assert file.parent is not None
+        action = Action(Verb.CLOSED, ((file.parent, file.name),))
+        action.deadline = deadline
+        self.performing.add(action)
 
     def add(self, *places: tuple[Inode, bytes], notice: bytes = b"") -> Action:
         action = Action(Verb.RENAME if len(places) == 2 else Verb.MKNOD, places)
@@ -242,6 +256,46 @@ def test_a_file_that_is_being_run_is_nobody_s_to_close(agent: Agent) -> None:
     agent.do(agent.threads[0], errno.ETXTBSY)
     assert agent.said() == []
     assert agent.told == [notices.inval_inode(1, -1, 0)]
+
+
+def test_who_runs_a_file_waits_until_it_is_closed(agent: Agent) -> None:
+    file = agent.file(b"file")
+    assert agent.performing.closing(file) is None
+    agent.close(file)
+    agent.close(file)
+    gone: list[str] = []
+    gate = agent.performing.closing(file)
+    assert gate is not None
+    gate.wait(lambda: gone.append("first"))
+    agent.do(agent.threads[0])
+    assert gone == ["first"]
+    assert agent.performing.closing(file) is not None, "there is the second"
+    agent.do(agent.threads[0], errno.EIO)
+    assert agent.performing.closing(file) is None
+
+
+def test_a_file_that_is_run_already_is_not_opened(agent: Agent) -> None:
+    file = agent.file(b"file")
+    agent.executed[file] += 1
+    agent.close(file)
+    assert not any(thread.jobs for thread in agent.threads)
+    assert agent.waiting == 0
+
+
+def test_a_leased_file_is_to_be_closed_later(agent: Agent) -> None:
+    """Until a minute after the first try."""
+    file = agent.file(b"file")
+    agent.close(file)
+    agent.do(agent.threads[0], errno.EAGAIN)
+    ((leased, deadline),) = agent.performing.take_leased()
+    assert leased is file and deadline > time.monotonic()
+    assert agent.performing.take_leased() == []
+    agent.close(file, deadline)
+    agent.do(agent.threads[0], errno.EAGAIN)
+    assert agent.performing.take_leased() == [(file, deadline)]
+    agent.close(file, time.monotonic() - 1)
+    agent.do(agent.threads[0], errno.EAGAIN)
+    assert agent.performing.take_leased() == []
 
 
 def test_a_full_socket_is_tried_again(agent: Agent) -> None:

@@ -6,6 +6,7 @@ import os
 import shutil
 import signal
 import subprocess
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,7 +17,7 @@ from harness import mount_table, newest_mount, run, unmount, wait_until
 from harness.behind import Behind, Place
 from harness.calls import in_children, opened
 from harness.changes import OUTSIDE, TREE
-from harness.events import Event
+from harness.events import Event, Streams
 from harness.recorded import append
 
 LIMIT = 5.0
@@ -124,6 +125,27 @@ def test_a_running_program_is_not_waited_for(some: Behind) -> None:
     finally:
         program.kill()
         program.wait()
+
+
+@pytest.mark.parametrize("some", ["native", "serve", "upper merged"], indirect=True)
+def test_a_program_runs_as_soon_as_it_is_there(some: Behind) -> None:
+    """IN_CLOSE_WRITE is raised by opening the file for writing, which nobody who executes it is to notice."""
+    place = some.new({})
+    content = Path("/bin/true").read_bytes()
+    with place.recorder() as recorder:
+        recorder.watch({"": place.shown})
+        for number in range(150):
+            program = place.layer / f"program{number}"
+            program.write_bytes(content)
+            program.chmod(0o755)
+            time.sleep(number % 15 / 1000)
+            subprocess.run([place.shown / program.name], check=True)
+        wanted = {f"program{number}" for number in range(150)}
+
+        def closed(streams: Streams) -> set[str]:
+            return {event.name for event in streams[""] if event.what == "CLOSE_WRITE"}
+
+        assert closed(recorder.until(lambda streams: closed(streams) == wanted, 0.0, LIMIT)) == wanted
 
 
 def test_files_that_are_open_and_mapped(place: Place) -> None:
