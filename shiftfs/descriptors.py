@@ -4,6 +4,7 @@ An entry is found again by its last known name beneath its parent and checked ag
 behind the mount has moved it, by its file handle, or among its siblings. Never opens by a longer path. Loop thread.
 """
 
+import collections
 import contextlib
 import errno
 import os
@@ -11,6 +12,7 @@ import stat
 import time
 from collections.abc import Iterator
 from typing import Final, Protocol
+from weakref import ref
 
 from cachetools import FIFOCache
 
@@ -27,7 +29,7 @@ the file on the layer (ETXTBSY) and no watcher of the layer sees IN_CLOSE_WRITE.
 class Entry:
     """Where an inode of a source tree was last seen, and what is open of it."""
 
-    __slots__ = ("data", "handle", "key", "name", "parent", "path")
+    __slots__ = ("__weakref__", "data", "handle", "key", "name", "parent", "path")
 
     def __init__(self, parent: "Entry | None", name: bytes, key: RealKey) -> None:
         self.parent = parent
@@ -38,20 +40,35 @@ class Entry:
         self.handle: bytes | None = None
 
 
-class _Bounded(FIFOCache[Entry, None]):
+class _Bounded(FIFOCache["ref[Entry]", None]):
     """Entries in the order in which they were opened; the oldest loses its descriptor.
 
-    First in, first out, so that a hit costs nothing: whatever is in use again is opened again.
+    First in, first out, so that a hit costs nothing: whatever is in use again is opened again. None is kept alive by
+    that: what leads to an inode, and nobody else knows, goes with it.
     """
 
     def __init__(self, maxsize: int, slot: str) -> None:
         super().__init__(maxsize)
         self._slot = slot
+        self._gone: collections.deque[ref[Entry]] = collections.deque()
 
-    def popitem(self) -> tuple[Entry, None]:
+    def hold(self, entry: Entry) -> None:
+        self[ref(entry, self._gone.append)] = None
+
+    def drop(self, entry: Entry) -> None:
+        self.pop(ref(entry), None)
+
+    def popitem(self) -> tuple["ref[Entry]", None]:
         oldest = super().popitem()
-        setattr(oldest[0], self._slot, None)
+        entry = oldest[0]()
+        if entry is not None:
+            setattr(entry, self._slot, None)
         return oldest
+
+    def tidy(self) -> None:
+        """Take out what has gone, on whichever thread that was."""
+        while self._gone:
+            self.pop(self._gone.popleft(), None)
 
 
 class Descriptors:
@@ -129,7 +146,7 @@ class Descriptors:
 
     def _keep_path(self, entry: Entry, found: Descriptor) -> Descriptor:
         entry.path = found
-        self._paths[entry] = None
+        self._paths.hold(entry)
         return found
 
     def _by_handle(self, entry: Entry) -> Descriptor | None:
@@ -205,8 +222,8 @@ class Descriptors:
         if data.writable:
             self._writers.setdefault(entry, time.monotonic())
         entry.data = data
-        self._data.pop(entry, None)
-        self._data[entry] = None
+        self._data.drop(entry)
+        self._data.hold(entry)
 
     def _take(self, opening: "real.Opening", writable: bool = False) -> Descriptor:
         """Run an open; when the table is full, give back half of what may be closed and try once more."""
@@ -225,14 +242,14 @@ class Descriptors:
         that would be one too many: whoever keeps that many removed files open shall not take the mount from others."""
         self._check_pins()
         self.path(entry)
-        self._paths.pop(entry, None)
+        self._paths.drop(entry)
         self._pinned.add(entry)
 
     def unpin(self, entry: Entry) -> None:
         """It has a name again."""
         if entry in self._pinned:
             self._pinned.discard(entry)
-            self._paths[entry] = None
+            self._paths.hold(entry)
 
     def unpin_if_found_again(self, entry: Entry) -> None:
         """It has names left, none that we know: without this, removing many of many hard links would hold as many
@@ -280,19 +297,21 @@ class Descriptors:
     def release(self, entry: Entry) -> None:
         """Close all that is held for the entry."""
         if entry.path is not None:
-            self._paths.pop(entry, None)
+            self._paths.drop(entry)
             self._pinned.discard(entry)
             entry.path = None
         if entry.data is not None:
             self.drop_data(entry)
 
     def drop_data(self, entry: Entry) -> None:
-        self._data.pop(entry, None)
+        self._data.drop(entry)
         self._writers.pop(entry, None)
         entry.data = None
 
     def tidy(self, now: float) -> bool:
         """Close writers idle for a second; True if some are left."""
+        self._paths.tidy()
+        self._data.tidy()
         for entry in [e for e, used in self._writers.items() if now - used >= _WRITER_IDLE]:
             if entry.data is not None and entry.data.writable:
                 self.drop_data(entry)
