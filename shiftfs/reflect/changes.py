@@ -201,6 +201,7 @@ class Changes:
         """IN_MOVED_FROM, IN_MOVED_TO and IN_MOVE_SELF; what the new name led to is replaced. `handle`: of what has been
         moved. Either name may have been looked up meanwhile, when it led to something else again."""
         self._announced.pop((parent.nodeid, name), None)
+        self._make_way(to, new_name, is_directory)
         told, replaced, found = parent.told(name), to.told(new_name), self.found(to, new_name)
         inode = self._known(handle) or self._left(parent, name, found)
         subject = self._subject(DIRECTORY if is_directory else FILE, inode, (to, new_name))
@@ -224,6 +225,12 @@ class Changes:
         if is_directory and (inode is not None or found is not None):
             action.keys.add(inode.key if inode is not None else found[0])  # type: ignore[index]
         self._perform(action)
+
+    def _make_way(self, to: Inode, new_name: bytes, is_directory: bool) -> None:
+        """No rename replaces a directory by a file, but what comes to lie above one in another layer does."""
+        told, found = to.told(new_name), self.found(to, new_name)
+        if told is not None and told.is_directory is not is_directory and (found is None or found[0] != told.key):
+            self.deleted(to, new_name, told.is_directory)
 
     def _left(self, parent: Inode, name: bytes, moved: Found | None) -> Inode | None:
         """What has left a name, by what is known without a handle: what the kernel was told of it, unless that is there
@@ -294,6 +301,7 @@ class Changes:
 
     def moved_in(self, to: Inode, new_name: bytes, is_directory: bool) -> None:
         """IN_MOVED_TO and IN_MOVE_SELF: it comes from somewhere that the mount does not show."""
+        self._make_way(to, new_name, is_directory)
         replaced, found = to.told(new_name), self.found(to, new_name)
         subject = self._subject(DIRECTORY if is_directory else FILE, None, (to, new_name))
         place = self._new_outside()

@@ -266,9 +266,10 @@ class Live:
             self._changes.moved_out(parent, name, h.is_directory, _handle(h))
         elif to is not None and goes is Shown.TOP:
             self._changes.moved_in(to, new_name, h.is_directory)
-        for place in ((parent, name, source), (to, new_name, target)):
-            if place[0] is not None and place[2] is not None and self._tree.layered:
-                self._settle(place[0], place[1], place[2][1])
+        if self._tree.layered and source is not None:
+            self._settle(source[0], name, source[1])
+        if self._tree.layered and target is not None and goes is not Shown.TOP:
+            self._settle(target[0], new_name, target[1])
 
     def _is_own_move(self, h: Happening, source: tuple[Inode, int], target: tuple[Inode, int]) -> bool:
         if not isinstance(h.directory, int):

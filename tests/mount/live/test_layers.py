@@ -248,6 +248,18 @@ def test_from_what_is_hidden_to_what_is_not(our_layers: Layers, what: str) -> No
         same_as_fresh(found)
 
 
+def test_a_file_comes_above_a_directory(our_layers: Layers) -> None:
+    """By a rename, which never replaces one within a layer."""
+    tree: Tree = {"dir": {"name": {"in": b""}}}
+    with union(our_layers, tree, {}, {"dir": {"file": b"upper"}}, "dir", "dir/name") as found:
+        (found.upper / "dir/file").rename(found.upper / "dir/name")
+        heard = found.heard("dir")["dir"]
+        assert heard[0] == Event("DELETE ISDIR", "name")
+        assert [event.what for event in heard[1:]] == ["MOVED_FROM", "MOVED_TO"]
+        assert Event("DELETE_SELF") in found.recorder.streams["dir/name"]
+        same_as_fresh(found)
+
+
 def test_a_lower_of_several_mounts(our_layers: Layers, tmp_path: Path) -> None:
     """All hear of it, but for the one whose upper hides it."""
     write_tree(our_layers.lower, {"dir": {"name": b"", "other": b""}})
