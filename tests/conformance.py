@@ -9,7 +9,6 @@ Prints the table of docs/conformance.md and each deviation; exit status 1 if the
 import argparse
 import re
 import shutil
-import signal
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -19,7 +18,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from harness import environment, layered, loop_filesystem, mounted, open_directory, run
-from harness.leftovers import remove_all
+from harness.leftovers import own_area
 
 FIRST_REAL_ID = 100000
 MAP = tuple(f"{kind}mapping={FIRST_REAL_ID}:0:65536" for kind in ("uid", "gid"))
@@ -176,16 +175,8 @@ def main() -> int:
     parser.add_argument("--overlay", action="store_true", help="on overlays instead of single directories")
     parser.add_argument("--jobs", type=int, default=4, help="test files at a time")
     arguments = parser.parse_args()
-    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # so that all is taken away then too
-    area = open_directory("shiftfs-conformance-")
-    tempfile.tempdir = str(area)
-    try:
+    with own_area("conformance"):
         return compare(arguments)
-    finally:
-        left = remove_all(area)
-        shutil.rmtree(area)
-        if left:
-            print(f"left behind, and removed: {left}", file=sys.stderr)
 
 
 def compare(arguments: argparse.Namespace) -> int:

@@ -29,7 +29,7 @@ from typing import Any
 from harness import Layers, Mount, layered, make_whiteout, mounted, open_directory, run
 from harness.behind import describe, difference
 from harness.calls import RENAME_EXCHANGE, drop_dentries, in_children, renameat2
-from harness.leftovers import remove_all
+from harness.leftovers import own_area
 
 SETTLE_LIMIT = 60.0  # seconds until all that happened must be seen
 STUCK_LIMIT = 60  # seconds that one call may take before it ends the process
@@ -261,16 +261,8 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=random.randrange(1 << 30))
     parser.add_argument("--option", action="append", default=[], metavar="OPTION", help="a mount option, for both")
     arguments = parser.parse_args()
-    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # so that all is taken away then too
-    area = open_directory("shiftfs-soak-")
-    tempfile.tempdir = str(area)
-    try:
+    with own_area("soak"):
         wrong = soak(arguments.minutes, arguments.seed, arguments.option)
-    finally:
-        left = remove_all(area)
-        shutil.rmtree(area)
-    if left:
-        wrong.append(f"left behind, and removed: {left}")
     print("\n".join(wrong) or "all is well")
     return 1 if wrong else 0
 

@@ -17,16 +17,13 @@ Prints a table and each failure; exit status 1 if there is one. Needs root, gcc,
 import argparse
 import os
 import re
-import shutil
-import signal
 import sys
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from harness import CommandFailed, environment, open_directory, run
-from harness.leftovers import remove_all
+from harness import CommandFailed, environment, run
+from harness.leftovers import own_area
 
 TESTS = ("inotify07", "inotify08")
 TEST_LIMIT = 120.0  # seconds
@@ -143,18 +140,10 @@ def main() -> int:
     parser.add_argument("--kind", choices=("shiftfs", "kernel"), default="shiftfs", help="what is mounted")
     parser.add_argument("--option", action="append", default=[], metavar="OPTION", help="a mount option in addition")
     arguments = parser.parse_args()
-    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # so that all is taken away then too
-    area = open_directory("shiftfs-ltp-")
-    tempfile.tempdir = str(area)
-    try:
+    with own_area("ltp") as area:
         suite = Suite(arguments.suite.resolve(), arguments.kind, area)
         watched = [[], ["watch=off"]] if arguments.kind == "shiftfs" else [[]]
         return report(suite, arguments.only, [[*arguments.option, *options] for options in watched])
-    finally:
-        left = remove_all(area)
-        shutil.rmtree(area)
-        if left:
-            print(f"left behind, and removed: {left}", file=sys.stderr)
 
 
 def report(suite: Suite, only: str, configurations: list[list[str]]) -> int:

@@ -11,18 +11,15 @@ if there is one. Needs root. `--kind kernel` and `--kind fuse-overlayfs` say wha
 import argparse
 import os
 import re
-import shutil
-import signal
 import sys
-import tempfile
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-from harness import CommandFailed, environment, open_directory, run
-from harness.leftovers import remove_all
+from harness import CommandFailed, environment, run
+from harness.leftovers import own_area
 
 TEST_LIMIT = 600.0  # seconds; with ten layers some mount more than a hundred times
 
@@ -189,16 +186,8 @@ def main() -> int:
     parser.add_argument("--options", default="", help="mount options besides: timeout=3600,open=serve")
     parser.add_argument("--jobs", type=int, default=2, help="tests at a time")
     arguments = parser.parse_args()
-    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # so that all is taken away then too
-    area = open_directory("shiftfs-unionmount-")
-    tempfile.tempdir = str(area)
-    try:
+    with own_area("unionmount") as area:
         return table(arguments, area)
-    finally:
-        left = remove_all(area)
-        shutil.rmtree(area)
-        if left:
-            print(f"left behind, and removed: {left}", file=sys.stderr)
 
 
 def table(arguments: argparse.Namespace, area: Path) -> int:

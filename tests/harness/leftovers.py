@@ -6,13 +6,17 @@ that whatever else the machine does meanwhile is never blamed on a test, nor end
 
 import gc
 import os
+import shutil
 import signal
+import sys
+import tempfile
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
-from harness.commands import CommandFailed, run
+from harness.commands import CommandFailed, open_directory, run
 from harness.mounts import MountEntry, mount_table, unmount_by_force
 
 # Seconds that a process may take to end, and the kernel to free a loop device, before they are left behind.
@@ -56,6 +60,22 @@ def left_behind(before: Belongings, area: Path) -> list[str]:
         time.sleep(0.05)
     _remove(before, now)
     return found
+
+
+@contextmanager
+def own_area(name: str) -> Iterator[Path]:
+    """A directory for all that a program makes, `tempfile` too. It goes with whatever is still in use beneath it when
+    the program ends, by SIGTERM too; exit status 1 then."""
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    area = open_directory(f"shiftfs-{name}-")
+    tempfile.tempdir = str(area)
+    try:
+        yield area
+    finally:
+        left = remove_all(area)
+        shutil.rmtree(area)
+    if left:
+        sys.exit(f"left behind, and removed: {left}")
 
 
 def _difference(before: Belongings, now: Belongings) -> Iterator[str]:

@@ -1,14 +1,14 @@
 """What the watchers tell of what others do to real directories, in each of their ways, on several filesystems."""
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 
 from harness.calls import in_child, renameat2
-from harness.listening import KINDS, ON, WAYS, by_others, device_of, filesystems, fill, listening, new_base
+from harness.listening import KINDS, ON, WAYS, by_others, device_of, fill, listening
 from shiftfs.reflect.watchers import Happening, What
 
 pytestmark = pytest.mark.root
@@ -64,18 +64,6 @@ CASES: dict[str, Case] = {
     "exchange": Case(moves("A/old", "B/sub", EXCHANGE), ["moved A/old B/sub", "moved B/sub A/old/"]),
     "elsewhere": Case(lambda b: (b / "C/new").write_text("x"), []),
 }
-
-
-@pytest.fixture(scope="module")
-def places() -> Iterator[dict[str, Path]]:
-    with filesystems() as found:
-        yield found
-
-
-@pytest.fixture
-def base(places: dict[str, Path], place: str) -> Iterator[Path]:
-    with new_base(places[place]) as path:
-        yield path
 
 
 @pytest.mark.parametrize(("place", "mode"), ON)

@@ -3,7 +3,7 @@
 import ctypes
 import errno
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -11,7 +11,7 @@ import pytest
 
 from harness import run
 from harness.calls import in_child
-from harness.listening import KINDS, ON, WAYS, by_others, device_of, filesystems, fill, listening, new_base
+from harness.listening import KINDS, ON, WAYS, by_others, device_of, fill, listening
 from shiftfs.reflect.watchers import What
 from shiftfs.sys import fanotify
 
@@ -19,18 +19,6 @@ pytestmark = pytest.mark.root
 
 USER = 65533
 Found = TypeVar("Found")
-
-
-@pytest.fixture(scope="module")
-def places() -> Iterator[dict[str, Path]]:
-    with filesystems() as found:
-        yield found
-
-
-@pytest.fixture
-def base(places: dict[str, Path], place: str) -> Iterator[Path]:
-    with new_base(places[place]) as path:
-        yield path
 
 
 # What is watched no more.
