@@ -56,6 +56,14 @@ def our_layers(tmp_path: Path) -> Layers:
     return Layers(tmp_path)
 
 
+@pytest.fixture(params=[("watch=auto",), ("watch=off", "timeout=0.1")], ids=["followed", "asked again"])
+def seen_layers(request: pytest.FixtureRequest, tmp_path: Path) -> Layers:
+    """As `our_layers`, for what changes in a layer: the mount is told, or looks again soon."""
+    layers = Layers(tmp_path)
+    layers.options = request.param
+    return layers
+
+
 @pytest.fixture(scope="module", params=OVERLAYS)
 def each_overlay(request: pytest.FixtureRequest, area: Path) -> Iterator[tuple[Layers, Mount, str]]:
     yield from _overlay(request.param)

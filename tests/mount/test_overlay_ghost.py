@@ -13,7 +13,6 @@ from harness.callers import Caller
 from harness.calls import opened, unshare_mounts
 from harness.layered import Tree, layered
 
-SOON = "timeout=0.1"
 LIMIT = 10.0
 LOWER: Tree = {"d": {"l": b"lower", "sub": {"deep": b""}}, "other": {}}
 CHILDREN: Tree = {"u": b"upper", "sub": {"u": b"deep"}, "new": {"x": b""}}
@@ -58,102 +57,102 @@ def returns(lower: Path) -> None:
 
 @pytest.mark.parametrize("how", [disappears, moves_away, becomes_a_file])
 @pytest.mark.parametrize("ghost", ["keep", "drop"])
-def test_children_of_the_upper(our_layers: Layers, ghost: str, how: Callable[[Path], None]) -> None:
-    write_tree(our_layers.lower, LOWER)
-    with our_layers.mount(SOON, f"ghost={ghost}") as mount:
+def test_children_of_the_upper(seen_layers: Layers, ghost: str, how: Callable[[Path], None]) -> None:
+    write_tree(seen_layers.lower, LOWER)
+    with seen_layers.mount(f"ghost={ghost}") as mount:
         write_tree(mount.path / "d", CHILDREN)
         assert read_tree(mount.path) == WHOLE
         for _ in range(2):
-            how(our_layers.lower / "d")
+            how(seen_layers.lower / "d")
             shows(mount.path, KEPT if ghost == "keep" else {"other": {}})
             assert [entry.name for entry in os.scandir(mount.path) if entry.is_dir()].count("d") == (ghost == "keep")
             wait_until(lambda: (mount.path / "d/sub/u").exists() == (ghost == "keep"), "the names say the same", LIMIT)
-            returns(our_layers.lower / "d")
+            returns(seen_layers.lower / "d")
             shows(mount.path, WHOLE)
-    with our_layers.mount(f"ghost={ghost}") as mount:
+    with seen_layers.mount(f"ghost={ghost}") as mount:
         assert read_tree(mount.path) == WHOLE
 
 
-def test_a_nested_directory_alone(our_layers: Layers) -> None:
-    write_tree(our_layers.lower, LOWER)
-    with our_layers.mount(SOON, "ghost=drop") as mount:
+def test_a_nested_directory_alone(seen_layers: Layers) -> None:
+    write_tree(seen_layers.lower, LOWER)
+    with seen_layers.mount("ghost=drop") as mount:
         write_tree(mount.path / "d", CHILDREN)
-        shutil.rmtree(our_layers.lower / "d/sub")
+        shutil.rmtree(seen_layers.lower / "d/sub")
         shows(mount.path / "d", {"l": b"lower", "u": b"upper", "new": {"x": b""}})
-        (our_layers.lower / "d/sub").mkdir()
+        (seen_layers.lower / "d/sub").mkdir()
         shows(mount.path / "d", {"l": b"lower", "u": b"upper", "new": {"x": b""}, "sub": {"u": b"deep"}})
 
 
-def test_a_name_that_is_taken_meanwhile(our_layers: Layers) -> None:
+def test_a_name_that_is_taken_meanwhile(seen_layers: Layers) -> None:
     """Nothing of what was dropped is in the new directory, then or when the lower one returns."""
-    write_tree(our_layers.lower, LOWER)
-    with our_layers.mount(SOON, "ghost=drop") as mount:
+    write_tree(seen_layers.lower, LOWER)
+    with seen_layers.mount("ghost=drop") as mount:
         write_tree(mount.path / "d", CHILDREN)
-        disappears(our_layers.lower / "d")
+        disappears(seen_layers.lower / "d")
         shows(mount.path, {"other": {}})
         (mount.path / "d").mkdir()
         (mount.path / "d/mine").write_bytes(b"mine")
         assert read_tree(mount.path / "d") == {"mine": b"mine"}
-        returns(our_layers.lower / "d")
+        returns(seen_layers.lower / "d")
         shows(mount.path / "d", {"mine": b"mine", "l": b"lower", "sub": {"deep": b""}})
 
 
-def test_the_tree_above_can_be_removed(our_layers: Layers) -> None:
-    write_tree(our_layers.lower, {"above": LOWER})
-    with our_layers.mount(SOON, "ghost=drop") as mount:
+def test_the_tree_above_can_be_removed(seen_layers: Layers) -> None:
+    write_tree(seen_layers.lower, {"above": LOWER})
+    with seen_layers.mount("ghost=drop") as mount:
         write_tree(mount.path / "above/d", CHILDREN)
-        disappears(our_layers.lower / "above/d")
+        disappears(seen_layers.lower / "above/d")
         shows(mount.path / "above", {"other": {}})
         run(["rm", "-r", mount.path / "above"])
         assert os.listdir(mount.path) == []
 
 
-def test_who_has_a_kept_one_open_goes_on(our_layers: Layers) -> None:
-    write_tree(our_layers.lower, LOWER)
-    with our_layers.mount(SOON, "ghost=keep") as mount:
+def test_who_has_a_kept_one_open_goes_on(seen_layers: Layers) -> None:
+    write_tree(seen_layers.lower, LOWER)
+    with seen_layers.mount("ghost=keep") as mount:
         write_tree(mount.path / "d", CHILDREN)
         with opened(mount.path / "d") as fd:
             before = os.fstat(fd)
-            disappears(our_layers.lower / "d")
+            disappears(seen_layers.lower / "d")
             shows(mount.path, KEPT)
             assert os.fstat(fd).st_ino == before.st_ino
             assert sorted(os.listdir(fd)) == ["new", "sub", "u"]
-            returns(our_layers.lower / "d")
+            returns(seen_layers.lower / "d")
             shows(mount.path, WHOLE)
             assert sorted(os.listdir(fd)) == ["l", "new", "sub", "u"]
             assert (mount.path / "d").stat().st_ino == before.st_ino
 
 
-def test_who_has_a_dropped_one_open_keeps_nobody_from_its_return(our_layers: Layers) -> None:
-    write_tree(our_layers.lower, LOWER)
-    with our_layers.mount(SOON, "ghost=drop") as mount:
+def test_who_has_a_dropped_one_open_keeps_nobody_from_its_return(seen_layers: Layers) -> None:
+    write_tree(seen_layers.lower, LOWER)
+    with seen_layers.mount("ghost=drop") as mount:
         write_tree(mount.path / "d", CHILDREN)
         with opened(mount.path / "d") as fd:
             before = os.fstat(fd)
-            disappears(our_layers.lower / "d")
+            disappears(seen_layers.lower / "d")
             shows(mount.path, {"other": {}})
             assert os.fstat(fd).st_ino == before.st_ino
-            returns(our_layers.lower / "d")
+            returns(seen_layers.lower / "d")
             shows(mount.path, WHOLE)
             assert (mount.path / "d").stat().st_ino == before.st_ino
 
 
 @pytest.mark.parametrize("ghost", ["keep", "drop"])
-def test_in_a_user_namespace(our_layers: Layers, fuse_for_users: None, ghost: str) -> None:
-    write_tree(our_layers.lower, LOWER)
-    (our_layers.base / "mnt").mkdir()
-    run(["chown", "-hR", "100000:100000", our_layers.base])
+def test_in_a_user_namespace(seen_layers: Layers, fuse_for_users: None, ghost: str) -> None:
+    write_tree(seen_layers.lower, LOWER)
+    (seen_layers.base / "mnt").mkdir()
+    run(["chown", "-hR", "100000:100000", seen_layers.base])
 
     def work() -> Any:
         unshare_mounts()
         with layered(
-            our_layers.lowers, our_layers.upper, our_layers.work, SOON, f"ghost={ghost}",
-            mountpoint=our_layers.base / "mnt",
+            seen_layers.lowers, seen_layers.upper, seen_layers.work, *seen_layers.options, f"ghost={ghost}",
+            mountpoint=seen_layers.base / "mnt",
         ) as mount:  # fmt: skip
             write_tree(mount.path / "d", CHILDREN)
-            disappears(our_layers.lower / "d")
+            disappears(seen_layers.lower / "d")
             shows(mount.path, KEPT if ghost == "keep" else {"other": {}})
-            returns(our_layers.lower / "d")
+            returns(seen_layers.lower / "d")
             shows(mount.path, WHOLE)
 
     namespace: UserNamespace

@@ -13,7 +13,6 @@ from harness import Layers, Mount, make_whiteout, newest_mount, read_tree, run, 
 from harness.calls import drop_dentries, opened
 from harness.layered import Tree
 
-SOON = "timeout=0.1"
 LIMIT = 10.0
 TREES: list[Tree] = [
     {"d": {"0": b"0", "link0": Path("to0"), "sub": {"0": b""}}, "f0": b"0"},
@@ -56,20 +55,20 @@ HOW: list[Callable[[Path], None]] = [
 
 
 @pytest.fixture
-def three(our_layers: Layers) -> Layers:
+def three(seen_layers: Layers) -> Layers:
     """The upper, or the topmost lower if it is mounted without one, and two more lowers, all with a directory `d`."""
     for tree in TREES[1:]:
-        our_layers.add_lower(tree)
-    write_tree(our_layers.lower, TREES[0])
-    return our_layers
+        seen_layers.add_lower(tree)
+    write_tree(seen_layers.lower, TREES[0])
+    return seen_layers
 
 
 def mount_with(layers: Layers, writable: bool) -> AbstractContextManager[Mount]:
     if not writable:
-        return layers.mount_lowers(SOON)
+        return layers.mount_lowers()
     layers.upper.rmdir()
     layers.lowers.pop(0).rename(layers.upper)
-    return layers.mount(SOON)
+    return layers.mount()
 
 
 def expected(gone: int, how: Callable[[Path], None]) -> list[int]:
