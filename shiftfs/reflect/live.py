@@ -155,6 +155,7 @@ class Live:
         for what in kinds:
             self._note(layer, parent, name, _WORDS[what], shown is Shown.TOP)
         if shown is Shown.HIDDEN:
+            self._part_of_another(h)
             return
         if shown is Shown.MERGED or (h.what & _COMES_OR_GOES and self._tree.covered(parent.entry, layer, name)):
             self._merged(parent, name, layer, h)
@@ -270,6 +271,8 @@ class Live:
             self._settle(source[0], name, source[1])
         if self._tree.layered and target is not None and goes is not Shown.TOP:
             self._settle(target[0], new_name, target[1])
+        if comes is not Shown.TOP:
+            self._part_of_another(h)
 
     def _is_own_move(self, h: Happening, source: tuple[Inode, int], target: tuple[Inode, int]) -> bool:
         if not isinstance(h.directory, int):
@@ -338,6 +341,12 @@ class Live:
             self.seen_again(told)
         elif found is not None and self._tree.covered(parent.entry, layer, name):
             self._reconsider(parent, name, layer)
+
+    def _part_of_another(self, h: Happening) -> None:
+        """What is hidden where it is may be part of a directory elsewhere, by a redirect, and have gone from there."""
+        if h.is_directory and h.what & (What.MOVED | What.DELETED):
+            for inode, _ in self._watching.of(h.target):
+                self._again(inode)
 
     def _again(self, inode: Inode) -> None:
         """A directory's marks may have changed, and with them what it is made of."""

@@ -1,6 +1,7 @@
 """Changes in the layers of an overlay: only what the union shows is told, as it shows it."""
 
 import os
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -257,6 +258,23 @@ def test_a_file_comes_above_a_directory(our_layers: Layers) -> None:
         assert heard[0] == Event("DELETE ISDIR", "name")
         assert [event.what for event in heard[1:]] == ["MOVED_FROM", "MOVED_TO"]
         assert Event("DELETE_SELF") in found.recorder.streams["dir/name"]
+        same_as_fresh(found)
+
+
+@pytest.mark.parametrize("how", ["moved", "removed"])
+def test_what_a_redirect_leads_to_goes(our_layers: Layers, how: str) -> None:
+    """The directory that was made of it as well loses what came from there."""
+    upper: Tree = {"dir": {"new": marked("redirect", b"old", {"own": b""}), "old": None}}
+    with union(our_layers, {"dir": {"old": {"in": b""}}}, {}, upper, "dir", "dir/new") as found:
+        assert sorted(os.listdir(found.path / "dir/new")) == ["in", "own"]
+        (found.path / "dir/new/in").lstat()
+        if how == "moved":
+            (found.lower / "dir/old").rename(found.layers.base / "away")
+        else:
+            shutil.rmtree(found.lower / "dir/old")
+        heard = found.heard("dir", "dir/new")
+        assert Event("DELETE", "in") in heard["dir/new"]
+        assert not [event for event in heard["dir"] if event.what != "ATTRIB ISDIR"]
         same_as_fresh(found)
 
 
