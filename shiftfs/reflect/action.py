@@ -59,6 +59,8 @@ class Action:
     `asked` are the names that the agent has looked up for it. As long as those of `must_ask` are not among them the
     kernel takes what it was told before for them, which may be another inode.
 
+    `served`: the operation itself has come to us and been answered.
+
     `deadline` (time.monotonic()) is until when it is tried again where a lease is in the way.
 
     `order` is its place among all; `is_early` if what comes before it for one of its keys has to be done again."""
@@ -66,7 +68,7 @@ class Action:
     __slots__ = (
         *("verb", "places", "paths", "subject", "view", "keys"),
         *("notices", "raced", "fallback", "then", "attempts", "ready", "asked", "must_ask"),
-        *("order", "is_early", "deadline"),
+        *("order", "is_early", "deadline", "served"),
     )
 
     def __init__(self, verb: Verb, places: tuple[Place, ...], subject: Subject | None = None) -> None:
@@ -87,3 +89,4 @@ class Action:
         self.order = 0
         self.is_early = False
         self.deadline = 0.0
+        self.served = False

@@ -63,6 +63,7 @@ class Answers:
         if opcode in _REMOVING:
             if not action.must_ask <= action.asked:
                 raise stale()  # the kernel does it again, and asks for all names then (namei.c, LOOKUP_REVAL)
+            action.served = True
             return DONE
         if opcode == Opcode.SETATTR:
             return self._attributes(action, header)

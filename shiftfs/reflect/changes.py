@@ -201,7 +201,6 @@ class Changes:
         """IN_MOVED_FROM, IN_MOVED_TO and IN_MOVE_SELF; what the new name led to is replaced. `handle`: of what has been
         moved. Either name may have been looked up meanwhile, when it led to something else again."""
         self._announced.pop((parent.nodeid, name), None)
-        self._make_way(to, new_name, is_directory)
         told, replaced, found = parent.told(name), to.told(new_name), self.found(to, new_name)
         inode = self._known(handle) or self._left(parent, name, found)
         subject = self._subject(DIRECTORY if is_directory else FILE, inode, (to, new_name))
@@ -226,12 +225,6 @@ class Changes:
             action.keys.add(inode.key if inode is not None else found[0])  # type: ignore[index]
         self._perform(action)
 
-    def _make_way(self, to: Inode, new_name: bytes, is_directory: bool) -> None:
-        """No rename replaces a directory by a file, but what comes to lie above one in another layer does."""
-        told, found = to.told(new_name), self.found(to, new_name)
-        if told is not None and told.is_directory is not is_directory and (found is None or found[0] != told.key):
-            self.deleted(to, new_name, told.is_directory)
-
     def _left(self, parent: Inode, name: bytes, moved: Found | None) -> Inode | None:
         """What has left a name, by what is known without a handle: what the kernel was told of it, unless that is there
         now; then what is at its new name, if that is known."""
@@ -252,17 +245,20 @@ class Changes:
         return next((inode for key in keys if (inode := self._inodes.known(key)) is not None), None)
 
     def exchanged(self, parent: Inode, name: bytes, to: Inode, new_name: bytes) -> None:
-        """renameat2(2), RENAME_EXCHANGE, of two names that the kernel was told of."""
-        first, second = parent.told(name), to.told(new_name)
-        assert first is not None and second is not None
+        """renameat2(2), RENAME_EXCHANGE. The kernel was told of the second name, and perhaps of the first."""
+        first, second, found = parent.told(name), to.told(new_name), self.found(to, new_name)
+        assert second is not None
         action = Action(Verb.EXCHANGE, ((parent, name), (to, new_name)), self._subject(FILE))
+        kind = _type(first) if first is not None else stat.S_IFMT(found[1].mode) if found is not None else FILE
         action.view = {
-            (parent.nodeid, name): self._subject(_type(first), first),
+            (parent.nodeid, name): self._subject(kind, first, (to, new_name)),
             (to.nodeid, new_name): self._subject(_type(second), second),
         }
+        if first is None:
+            self._ask(action, parent, name)
         action.raced = [_expired(parent, name), _expired(to, new_name)]
         action.fallback = [*action.raced, _listing(parent), _listing(to)]
-        action.keys |= {first.key, second.key}
+        action.keys |= {one.key for one in (first, second) if one is not None}
         self._inodes.renamed(parent, name, to, new_name, exchanged=True)
         for place in ((parent, name), (to, new_name)):
             inode, found = place[0].told(place[1]), self.found(*place)
@@ -301,7 +297,6 @@ class Changes:
 
     def moved_in(self, to: Inode, new_name: bytes, is_directory: bool) -> None:
         """IN_MOVED_TO and IN_MOVE_SELF: it comes from somewhere that the mount does not show."""
-        self._make_way(to, new_name, is_directory)
         replaced, found = to.told(new_name), self.found(to, new_name)
         subject = self._subject(DIRECTORY if is_directory else FILE, None, (to, new_name))
         place = self._new_outside()

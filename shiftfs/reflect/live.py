@@ -257,6 +257,8 @@ class Live:
         first, second = parent or to, to or parent
         assert first is not None and second is not None
         self._note(layer, first, name or new_name, "move", comes is Shown.TOP or goes is Shown.TOP, second, new_name)
+        if target is not None and goes is Shown.TOP:
+            self._make_way(*target, new_name, h.is_directory)
         if parent is not None and comes is Shown.TOP and to is not None and goes is Shown.TOP:
             if self._is_exchange(parent, name, to, new_name):
                 self._exchanged = (to, new_name, parent, name)
@@ -273,6 +275,17 @@ class Live:
             self._settle(target[0], new_name, target[1])
         if comes is not Shown.TOP:
             self._part_of_another(h)
+
+    def _make_way(self, to: Inode, layer: int, new_name: bytes, is_directory: bool) -> None:
+        """No rename replaces a directory by a file, but what comes to lie above one in another layer does."""
+        told = to.told(new_name)
+        if (
+            told is not None
+            and told.is_directory is not is_directory
+            and self._tree.covered(to.entry, layer, new_name)
+            and self._is_another(to, new_name)
+        ):
+            self._changes.deleted(to, new_name, told.is_directory)
 
     def _is_own_move(self, h: Happening, source: tuple[Inode, int], target: tuple[Inode, int]) -> bool:
         if not isinstance(h.directory, int):
@@ -291,11 +304,12 @@ class Live:
         return Shown.MERGED if is_merged else shown
 
     def _is_exchange(self, parent: Inode, name: bytes, to: Inode, new_name: bytes) -> bool:
-        told = parent.told(name), to.told(new_name)
-        if told[0] is None or told[1] is None or told[0] is told[1]:
+        """By what there is now: what had the new name has the old one."""
+        first, second = parent.told(name), to.told(new_name)
+        if second is None or first is second:
             return False
-        found = self._changes.found(parent, name), self._changes.found(to, new_name)
-        return bool(found[0] and found[1] and (found[1][0], found[0][0]) == (told[0].key, told[1].key))
+        here, there = self._changes.found(parent, name), self._changes.found(to, new_name)
+        return bool(here and there and here[0] == second.key and (first is None or there[0] == first.key))
 
     def _is_other_half(
         self, h: Happening, source: tuple[Inode, int] | None, target: tuple[Inode, int] | None

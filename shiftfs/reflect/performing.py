@@ -28,6 +28,7 @@ _ATTEMPTS: Final = 4
 _RACED: Final = frozenset({errno.EEXIST, errno.ENOENT, errno.ENOTEMPTY, errno.ESTALE, errno.ENOTDIR, errno.EISDIR})
 _NO_WAY: Final = frozenset({errno.ENOENT, errno.ESTALE, errno.ENOTDIR})
 _REMOVALS: Final = frozenset({Verb.UNLINK, Verb.RMDIR, Verb.RENAME, Verb.EXCHANGE})
+_MOVES: Final = frozenset({Verb.RENAME, Verb.EXCHANGE})
 _BUSY: Final = frozenset({errno.EAGAIN, errno.ETXTBSY})
 _LEASE_SECONDS: Final = 60.0
 """The kernel gives holders 45 (fs.lease-break-time)."""
@@ -229,6 +230,7 @@ class Performing:
             self._ended(action, errno.ETXTBSY)
             return True
         action.asked.clear()
+        action.served = False
         mode = action.subject.mode if action.subject is not None else 0
         if not hand.thread.send(self._last_job + 1, action.verb, *action.paths, mode=mode):
             return False
@@ -280,6 +282,9 @@ class Performing:
     def _ended(self, action: Action, number: int) -> bool:
         """True if it is to be done again."""
         was_early, action.is_early = action.is_early, False
+        if number == 0 and action.verb in _MOVES and not action.served:
+            # One inode at both names by now, as somebody has looked: then there is nothing to do (rename(2)).
+            number = errno.EEXIST
         self._has_closed(action)
         if number == 0:
             self.done += 1

@@ -100,6 +100,8 @@ class Agent:
     def do(self, thread: Thread, number: int = 0) -> bytes:
         """The thread's next job ends like this; its first path."""
         job, paths = thread.jobs.popleft()
+        if len(paths) == 2:
+            self.asks(thread, Opcode.RENAME)
         thread.outcomes.append((job, number))
         self.heard[thread.fd]()
         if number == 0:
