@@ -59,11 +59,10 @@ class Changes:
         return found is not None and found[0] == key
 
     def created(self, parent: Inode, name: bytes, is_directory: bool) -> None:
-        """IN_CREATE, and IN_ATTRIB of an inode that has one more link. What has gone again meanwhile is made up."""
+        """IN_CREATE, and IN_ATTRIB of an inode that has one more link. What has gone again meanwhile is made up. Whoever
+        was told of something else has looked since: what had the name before went before."""
         told = parent.told(name)
         found = self.found(parent, name)
-        if told is not None and (found is None or told.key != found[0]):
-            self.deleted(parent, name, told.is_directory)  # its deletion has not been heard of
         if found is not None and stat.S_ISDIR(found[1].mode) is not is_directory:
             found = None  # it has been replaced since
         if found is not None:

@@ -202,8 +202,7 @@ class Live:
         found = self._changes.found(parent, name)
         if found is None or target is None:
             return found is not None
-        token = self._watching.identify(parent, name, found[1].device)
-        return token is None or token == target
+        return self._watching.identify(parent, name, found[1].device) == target
 
     def _one(self, what: What, parent: Inode, name: bytes, h: Happening) -> None:
         if what is What.CREATED:

@@ -14,7 +14,6 @@ import pytest
 from harness import wait_until
 from harness.behind import Behind, Place, behind
 from harness.calls import in_children
-from harness.changes import THOROUGH
 from harness.events import Event, Recorder
 
 BURST = 10_000
@@ -188,7 +187,7 @@ def test_storms(storm: str, some: Behind) -> None:
             in_children([*work, *watching], 60.0)
         recorder.settled(0.5, 30.0)
     place.visible(counts=False)
-    if THOROUGH and storm != "renames":
+    if storm != "renames":
         comes_and_goes(recorder, place)
 
 
