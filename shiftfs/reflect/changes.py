@@ -59,8 +59,10 @@ class Changes:
         return found is not None and found[0] == key
 
     def created(self, parent: Inode, name: bytes, is_directory: bool) -> None:
-        """IN_CREATE, and IN_ATTRIB of an inode that has one more link. What has gone again meanwhile is made up. Where the
-        kernel was told of something else somebody has looked since: what had the name before went before."""
+        """IN_CREATE, and IN_ATTRIB of an inode that has one more link. What has gone again meanwhile is made up.
+
+        Where the kernel was told of something else somebody has looked since: what had the name before went before.
+        """
         told = parent.told(name)
         found = self.found(parent, name)
         if found is not None and stat.S_ISDIR(found[1].mode) is not is_directory:
