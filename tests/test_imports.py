@@ -37,6 +37,7 @@ RULES = {
     "reflect.agent": "reflect.agent_child",
     "reflect.agent_child": "reflect.action sys",
     "reflect.ending": "loop",
+    "reflect.employment": "reflect loop",
     "reflect.reflection": "reflect ops loop session",
     "reflect": "reflect ops wire inodes tree sys",
     "reflect.happening": "",
