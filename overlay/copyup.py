@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Final
 
-from shiftfs.descriptors import is_directory
+from shiftfs.descriptors import is_directory, path_of
 from shiftfs.layer import magic_link
 from shiftfs.sys import files
 from shiftfs.tree import Attributes, Descriptor, Gate, Steps
@@ -44,6 +44,8 @@ class CopyUp:
         self._ids = metadata.Ids()
         self._copies: dict[Copy, Entry] = {}
         self._unfinished: list[Entry] = []
+        self.on_copy: Callable[[Entry, int], None] = lambda entry, made: None
+        """Called with a file that has no name yet."""
 
     def is_up(self, entry: Entry, metadata_only: bool, name_only: bool = False) -> bool:
         """Can the inode be changed in the upper?"""
@@ -157,6 +159,7 @@ class CopyUp:
             metadata.copy(lower.fd, made.fd, attributes)
             self._note_origin(entry, lower, made.fd, attributes.nlink)
             publish = partial(self._link, made) if name is None else partial(self._move, name)
+            self.on_copy(entry, made.fd)
             self._publish(entry, made, publish, attributes.nlink)
             if without_content and is_awaited:
                 self._unfinished.append(entry)
@@ -362,13 +365,3 @@ def _once(publish: Callable[[int, bytes], None], directory: int, name: bytes) ->
         publish(directory, name)
     except FileExistsError:
         raise OSError(errno.ESTALE, os.strerror(errno.ESTALE)) from None
-
-
-def path_of(entry: Entry) -> bytes:
-    """Its path on the mount, for messages."""
-    names = []
-    above: Entry | None = entry
-    while above is not None and above.parent is not None:
-        names.append(above.name)
-        above = above.parent
-    return b"/" + b"/".join(reversed(names))

@@ -12,7 +12,7 @@ from cachetools import LRUCache
 
 from shiftfs.layer import FUSE, Layer
 from shiftfs.sys import files, handles, volumes
-from shiftfs.tree import Attributes, RealKey
+from shiftfs.tree import Attributes, Descriptor, RealKey
 
 from . import xattrs
 from .entry import Links
@@ -96,11 +96,21 @@ class Origins:
         found = self._look(private.get(xattrs.ORIGIN, b""))
         return found[1].nlink if found else None
 
+    def open(self, private: Private, key: RealKey) -> Descriptor | None:
+        """An O_PATH descriptor of the lower inode of this key, that an upper one with these attributes came from; None
+        where it cannot be found by its handle."""
+        found = self._opened(private.get(xattrs.ORIGIN, b""))
+        return found[0] if found is not None and found[1] == key else None
+
     def _open(self, origin: bytes) -> RealKey | None:
-        found = self._look(origin)
-        return found[0] if found else None
+        found = self._opened(origin)
+        return found[1] if found else None
 
     def _look(self, origin: bytes) -> tuple[RealKey, Attributes] | None:
+        found = self._opened(origin)
+        return found[1:] if found else None
+
+    def _opened(self, origin: bytes) -> tuple[Descriptor, RealKey, Attributes] | None:
         if len(origin) <= _HEAD.size:
             return None
         version, magic, length, flags, kind, uuid = _HEAD.unpack_from(origin)
@@ -114,10 +124,8 @@ class Origins:
                 fd = handles.open_handle(layer.root.fd, handle, os.O_PATH | os.O_NOFOLLOW)
             except OSError:
                 continue
-            try:
-                return layer.look(fd, b"")
-            finally:
-                os.close(fd)
+            found = Descriptor(fd, os.close)
+            return found, *layer.look(fd, b"")
         return None
 
 

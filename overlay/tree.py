@@ -9,10 +9,10 @@ import stat
 from collections.abc import Callable
 
 from shiftfs import layer as real
-from shiftfs.descriptors import is_directory
+from shiftfs.descriptors import is_directory, path_of
 from shiftfs.layer import magic_link
 from shiftfs.sys import files
-from shiftfs.tree import Attributes, Change, Descriptor, Listed, RealKey, Space, Steps, Work
+from shiftfs.tree import Attributes, Change, Descriptor, Listed, LockFile, RealKey, Space, Steps, Work
 
 from . import merge, metadata, xattrs
 from .copyup import CopyUp
@@ -174,6 +174,26 @@ class OverlayTree:
 
     def _content(self, entry: Entry) -> Real:
         return entry.lowers[-1] if entry.lowers and not is_directory(entry.key) else entry.top
+
+    def path_of(self, entry: Entry) -> bytes:
+        return path_of(entry)
+
+    def lock_files(self, entry: Entry) -> list[LockFile]:
+        found = []
+        if entry.lowers:
+            lower = entry.lowers[0]
+            found.append(LockFile(lower.key, lower.held.path(lower), "lower"))
+        elif entry.upper is not None and entry.upper.key != entry.key:
+            origin = self._lookup.origins.open(self._layers.private(entry.upper), entry.key)
+            if origin is not None:
+                found.append(LockFile(entry.key, origin, "lower"))
+        if entry.upper is not None:
+            found.append(LockFile(entry.upper.key, entry.upper.held.path(entry.upper), "upper"))
+        return found
+
+    def on_copy(self, call: Callable[[Entry, int], None]) -> None:
+        if self._writing is not None:
+            self._writing.copies.on_copy = call
 
     def may_block(self, entry: Entry) -> bool:
         one = self._content(entry)

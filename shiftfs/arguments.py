@@ -130,6 +130,7 @@ behaviour:
                       changes nothing is heard
   open=auto|refuse|serve
                       whether opening a file reaches this program (default auto)
+  locks=mount|layers  locks are held on the mount (default), or on the files in the layers too; brings open=serve
   atime, noatime      reading updates access times as the mount of SOURCE says, or never (default);
                       relatime and strictatime are taken as atime
   diratime, nodiratime

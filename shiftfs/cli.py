@@ -19,7 +19,10 @@ from typing import Final
 from . import mount, status
 from .daemon import Daemon, tell_service_manager
 from .layer import Layer, sizes_may_lie, sizes_of_kind_may_lie
-from .loop import Loop
+from .locks.places import Places, files_of, opener
+from .locks.real import RealFile
+from .locks.table import Locks
+from .loop import INTERRUPTING, Loop
 from .mount import MountError
 from .ops.control import REPORTS
 from .options import Help, MountOptions, UsageError, Version, parse_command_line
@@ -31,7 +34,7 @@ from .session import Session
 from .source import SourceTree
 from .sys import mounts, privileges
 from .sys.mountinfo import MountInfo, listed
-from .tree import Tree
+from .tree import Descriptor, Tree
 
 _MAX_WRITE: Final = 1 << 20
 """Bytes; the kernel takes no more than 256 pages unless told to (fs.fuse.max_pages_limit)."""
@@ -141,7 +144,7 @@ class Mount:
         # And without the right to pass over modes, what was created unreadable is only written while it stays open.
         powerless = not privileges.effective_capabilities() >> privileges.CAP_DAC_OVERRIDE & 1
         # An overlay copies up at open(2), as the kernel's does: who is refused for want of room hears of it there.
-        exact = powerless or options.upperdir is not None
+        exact = powerless or options.upperdir is not None or options.locks == "layers"
         serves_open = options.open == "serve" or only_uids is not None or (options.open == "auto" and exact)
         if options.open == "auto" and not serves_open:
             serves_open = _sizes_may_lie(layers)
@@ -166,12 +169,21 @@ class Mount:
                 syncs_directories=options.dirsync or options.sync,
                 read_only=options.read_only,
             )  # fmt: skip
+            if options.locks == "layers":
+                self._session.context.locks = self._serve_locks()
             self._reflection = self._reflect()
             self._employment = self._employ(agent)
         except BaseException:
             os.close(fd)
             mount.detach(self._mountpoint)
             raise
+
+    def _serve_locks(self) -> Locks:
+        """Hold them on the real files too, also on those that come to be by copy-up."""
+        tree, places = self._tree, Places.find()
+        locks = Locks(lambda inode: files_of(tree, places, inode.entry), self._loop.wait_aside)
+        tree.on_copy(lambda entry, made: locks.copied_up(entry, lambda: RealFile("upper", opener(_duplicate(made)))))
+        return locks
 
     def _reflect(self) -> Reflection | None:
         """Follow what others do in the layers, from before the first request on."""
@@ -195,6 +207,8 @@ class Mount:
             for number in _ENDING:
                 signal.signal(number, self._stop)
             signal.signal(signal.SIGUSR1, self._tell)
+            signal.signal(INTERRUPTING, lambda number, frame: None)  # that a call ends is all it is for
+            signal.signal(signal.SIGIO, signal.SIG_IGN)  # leases of ours last no longer than a call (locks/places.py)
             signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
             _tune_interpreter()
             for note in self._options.notes if self._options.debug else ():
@@ -286,7 +300,7 @@ class Mount:
 
     def _tell(self, number: int, frame: object) -> None:
         for name in REPORTS:
-            if name != "events":
+            if name not in ("events", "locks"):
                 self._log(self._report(name).decode())
 
     def _report(self, name: str, after: int = 0, when: float = 0.0) -> bytes:
@@ -345,6 +359,10 @@ def _open_overlay(
         noatime=not options.atime, nodiratime=not options.diratime, ghost=options.ghost,
     )  # fmt: skip
     return tree, stack.layers
+
+
+def _duplicate(fd: int) -> Descriptor:
+    return Descriptor(os.dup(fd), os.close)
 
 
 def _say_nothing(text: str) -> None:

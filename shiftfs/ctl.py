@@ -54,6 +54,7 @@ def _parser() -> argparse.ArgumentParser:
     for name, what in (
         ("status", "what is mounted how"),
         ("stats", "counts and latency of each operation"),
+        ("locks", "who holds locks that the mount serves (locks=layers)"),
         ("events", "what changed in the layers"),
     ):
         asking = commands.add_parser(name, help=what, description=what)

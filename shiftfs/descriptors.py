@@ -338,10 +338,13 @@ def is_directory(key: RealKey) -> bool:
 
 
 class Placed(Protocol):
-    """What knows the directory that it was last seen in."""
+    """What knows the directory that it was last seen in, and its name there."""
 
     @property
     def parent(self) -> "Placed | None": ...
+
+    @property
+    def name(self) -> bytes: ...
 
 
 def leads_through(directory: Placed, entry: Placed) -> bool:
@@ -352,3 +355,13 @@ def leads_through(directory: Placed, entry: Placed) -> bool:
             return True
         above = above.parent
     return False
+
+
+def path_of(entry: Placed) -> bytes:
+    """The path from the root by which it was last seen, for messages."""
+    names = []
+    above: Placed | None = entry
+    while above is not None and above.parent is not None:
+        names.append(above.name)
+        above = above.parent
+    return b"/" + b"/".join(reversed(names))

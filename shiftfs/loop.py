@@ -6,9 +6,11 @@ that wait for what the loop and the workers do have threads of their own: they t
 
 import collections
 import contextlib
+import errno
 import os
 import queue
 import select
+import signal
 import threading
 import time
 from collections.abc import Callable
@@ -23,11 +25,15 @@ _MAX_LOST: Final = 448
 """How many more may stand in for those that are blocked for callers who have been killed."""
 
 _MAX_MESSENGERS: Final = 64
+_MAX_WAITS: Final = 2048
 _LINGER: Final = 2.0
 """Seconds for which those calls that are under way are waited for at the end."""
 _LINGER_STEP: Final = 0.02
 
 _TICK: Final = 0.5
+INTERRUPTING: Final = signal.SIGUSR2
+"""Sent to threads of ours to end a call that waits. Whoever runs the loop has to have a handler for it."""
+_INTERRUPT_AGAIN: Final = 0.02
 
 
 class _Messengers:
@@ -90,6 +96,48 @@ class _Messengers:
             self._due.put(None)
 
 
+class _Waits:
+    """Threads, one for each call that waits for somebody outside, until a signal calls it off."""
+
+    def __init__(self, ended: Callable[[Done, Any, BaseException | None], None]) -> None:
+        self._ended = ended
+        self.called_off: set[threading.Thread] = set()
+        self.threads = 0
+
+    def start(self, call: Call, done: Done) -> Callable[[], None]:
+        """From the loop; also what is returned, which calls it off: then it may end in any way."""
+        is_off = threading.Event()
+
+        def work() -> None:
+            result, failure = None, None
+            try:
+                result = call() if not is_off.is_set() else None
+            except BaseException as error:
+                failure = error
+            self._ended(over, result, failure)
+
+        def over(result: Any, error: BaseException | None) -> None:
+            self.threads -= 1
+            self.called_off.discard(thread)
+            done(result, error)
+
+        def call_off() -> None:
+            is_off.set()
+            self.called_off.add(thread)
+            self.interrupt()
+
+        thread = threading.Thread(target=work, name="waits", daemon=True)
+        self.threads += 1
+        thread.start()
+        return call_off
+
+    def interrupt(self) -> None:
+        """Again and again: a signal that comes before the call ends nothing."""
+        for thread in self.called_off:
+            if thread.ident is not None and thread.is_alive():
+                signal.pthread_kill(thread.ident, INTERRUPTING)
+
+
 class Loop:
     """Waits for descriptors and for workers. `on_tick` is called at most twice a second, after any activity and
     for as long as it returns True."""
@@ -110,6 +158,7 @@ class Loop:
         self._stopping = False
         self._linger_until = 0.0
         self._messengers = _Messengers(self._end)
+        self._waits = _Waits(self._end)
         self.on_tick: Callable[[float], bool] = lambda now: False
 
     def add(self, fd: int, ready: Callable[[], None], events: int = select.EPOLLIN) -> None:
@@ -129,7 +178,7 @@ class Loop:
     @property
     def workers(self) -> int:
         """Threads alive, for `status`."""
-        return self._workers + self._messengers.threads
+        return self._workers + self._messengers.threads + self._waits.threads
 
     def run(self) -> None:
         """Serve until stopped. The calling thread is the loop's."""
@@ -144,6 +193,8 @@ class Loop:
                     call()
                 elif fd == self._wake:
                     self._take_outcomes()
+            if self._waits.called_off:
+                self._waits.interrupt()
             now = monotonic()
             if now >= due:
                 # A tick follows every activity, and ticks go on while they are wanted: an idle mount never wakes.
@@ -152,6 +203,8 @@ class Loop:
                 timeout = _TICK if wanted or events else None
             else:
                 timeout = due - now
+            if self._waits.called_off:
+                timeout = _INTERRUPT_AGAIN
 
     def _lingers(self) -> bool:
         """A call that waits for us would hold the descriptor that it is at, and with that all who wait for us, for
@@ -179,6 +232,13 @@ class Loop:
         """Like `submit`, for a call that may wait for the loop or for workers: after all others of the key, in their
         order."""
         self._messengers.put(key, call, done)
+
+    def wait_aside(self, call: Call, done: Done) -> Callable[[], None]:
+        """Like `submit`, for a call that waits for something outside for as long as that takes: it takes no worker from
+        others. What is returned calls it off. Too many are EAGAIN."""
+        if self._waits.threads >= _MAX_WAITS:
+            raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+        return self._waits.start(call, done)
 
     def lost(self) -> None:
         """Nobody waits any more for one of the calls under way, which may be blocked for good."""

@@ -69,6 +69,7 @@ class MountOptions:
     watch: Literal["auto", "fanotify", "inotify", "off"] = "auto"
     max_write: int = 0  # bytes; 0 leaves it to the negotiation
     open: Literal["auto", "refuse", "serve"] = "auto"
+    locks: Literal["mount", "layers"] = "mount"
     fsname: bytes | None = None
     subtype: bytes = b"shiftfs"
     uidmap: IdMap = IDENTITY
@@ -230,6 +231,10 @@ class _Options:
             self._note("suid does nothing here: fusermount3 makes every user's mount nosuid")
         uidmap, gidmap = self._maps(resolve_maps)
         kernel = tuple(name.encode() + b"=" + values.pop(name) for name in KERNEL if name in values)
+        if values.get("locks") == "layers" and values.get("open") == "refuse":
+            raise UsageError(
+                "locks=layers and open=refuse cannot go together: who closes a file has to be told; keep one"
+            )
         others = {name: value for name, value in values.items() if name not in MAPS}
         maps = {"uidmap": uidmap, "gidmap": gidmap}
         self._check_layers(flags, others)

@@ -213,8 +213,9 @@ class Session:
             return
         try:
             agreed = negotiation.negotiate(
-                offer, max_write=self._max_write, refuse_open=not self.context.serves_open, page_size=_PAGE
-            )
+                offer, max_write=self._max_write, refuse_open=not self.context.serves_open,
+                serve_locks=self.context.locks is not None, page_size=_PAGE,
+            )  # fmt: skip
         except ProtocolError as error:
             self.failure = str(error)
             self._loop.stop()
@@ -315,7 +316,11 @@ class Session:
         if waiting is None:
             return
         self.context.interrupted.add(unique)  # copies look for it
-        self._let_go_if_killed(unique, waiting)
+        waker = self.context.when_interrupted.get(unique)
+        if waker is not None:
+            waker()
+        if unique in self._waiting:
+            self._let_go_if_killed(unique, waiting)
 
     def look_for_killed(self) -> bool:
         """Let those go who have been killed after another signal: the kernel tells of the first alone

@@ -10,10 +10,22 @@ from functools import partial
 from typing import Any, Final
 
 from . import layer as real
-from .descriptors import Descriptors, Entry, is_directory, leads_through
+from .descriptors import Descriptors, Entry, is_directory, leads_through, path_of
 from .layer import Layer
 from .sys import files
-from .tree import Attributes, Change, Contributor, Descriptor, Listed, RealKey, Shown, Space, Steps, Work
+from .tree import (
+    Attributes,
+    Change,
+    Contributor,
+    Descriptor,
+    Listed,
+    LockFile,
+    RealKey,
+    Shown,
+    Space,
+    Steps,
+    Work,
+)  # fmt: skip
 
 _FOREIGN_SHIFT: Final = 48
 """Inode numbers of a filesystem mounted inside the source are told apart by the bits from here on."""
@@ -120,6 +132,15 @@ class SourceTree:
 
     def progress(self) -> list[dict[str, object]]:
         return []
+
+    def path_of(self, entry: Entry) -> bytes:
+        return path_of(entry)
+
+    def lock_files(self, entry: Entry) -> list[LockFile]:
+        return [LockFile(entry.key, self._held.path(entry), "source")]
+
+    def on_copy(self, call: Callable[[Any, int], None]) -> None:
+        pass  # nothing is copied
 
     def may_block(self, entry: Entry) -> bool:
         return entry.key[0] in self._layer.remote

@@ -5,6 +5,7 @@ import os
 from typing import Any, NamedTuple
 
 from . import __version__
+from .locks.ranges import END
 from .loop import Loop
 from .options import MountOptions
 from .reflect.journal import Journal
@@ -28,10 +29,11 @@ class Parts(NamedTuple):
 
 
 def report(name: str, parts: Parts, after: int = 0, when: float = 0.0) -> bytes:
-    """`status`, `stats`, or `events` (after that number, not before that time) as JSON."""
+    """`status`, `stats`, `locks`, or `events` (after that number, not before that time) as JSON."""
     if name == "events":
         return json.dumps(parts.journal.report(after, when)).encode()
-    return json.dumps(_status(parts) if name == "status" else _stats(parts), indent=1).encode()
+    made = {"status": _status, "stats": _stats, "locks": _locks}[name]
+    return json.dumps(made(parts), indent=1).encode()
 
 
 def _status(parts: Parts) -> dict[str, Any]:
@@ -56,6 +58,7 @@ def _status(parts: Parts) -> dict[str, Any]:
             "dirsync": options.dirsync,
             "timeout": options.timeout,
             "watch": options.watch,
+            "locks": options.locks,
             "open": "serve" if session.context.serves_open else "refuse",
             "fsname": os.fsdecode(options.fsname or b"") or _source(options, tree) or "shiftfs",
             "subtype": os.fsdecode(options.subtype),
@@ -97,6 +100,28 @@ def _layering(options: MountOptions) -> dict[str, object]:
 
 def _stats(parts: Parts) -> dict[str, Any]:
     return {"pid": os.getpid(), "requests": parts.session.counters.report(), **_sizes(parts)}
+
+
+def _locks(parts: Parts) -> dict[str, Any]:
+    """None of those that the kernel keeps (proc(5), /proc/locks)."""
+    context = parts.session.context
+    return {
+        "served": context.locks is not None,
+        "waiting": context.locks.waiting if context.locks is not None else 0,
+        "locks": [
+            {
+                "path": os.fsdecode(parts.tree.path_of(inode.entry)),
+                "number": parts.tree.numbers(parts.tree.attributes(inode.entry)),
+                "kind": "flock" if is_whole else "range",
+                "type": held.kind.name.lower(),
+                "start": held.start,
+                "end": None if held.end == END else held.end,
+                "pid": held.pid,
+                "on": roles,
+            }
+            for inode, held, is_whole, roles in context.locks or ()
+        ],
+    }
 
 
 def _sizes(parts: Parts) -> dict[str, Any]:

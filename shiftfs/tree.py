@@ -112,6 +112,15 @@ class Space(NamedTuple):
     frsize: int
 
 
+class LockFile(NamedTuple):
+    """A real file on which an inode's locks are held as well. `role` is its layer's: source, upper or lower. A lower
+    may be other mounts' too, and none of them writes it."""
+
+    key: RealKey
+    path: Descriptor
+    role: str
+
+
 class Listed(NamedTuple):
     """One name of a directory: its st_ino on the mount (0 if it has to be looked up) and DT_ type (0 if unknown)."""
 
@@ -214,6 +223,10 @@ class Tree(Protocol):
         it if a change of `metadata_only` does with that. Quickly, if it is for `name_only`: content may then follow
         (`unfinished`). Ends early, with EINTR, once `stopped`."""
 
+    def on_copy(self, call: Callable[[Any, int], None]) -> None:
+        """Call this for each regular file that comes up, with its entry and a descriptor of the new one, before that
+        has a name."""
+
     def unfinished(self) -> list[Steps]:
         """What is to be gone on with, though nobody waits for it; each is told once."""
 
@@ -228,6 +241,12 @@ class Tree(Protocol):
 
     def progress(self) -> list[dict[str, object]]:
         """The copies that have been under way for more than a second, for `status`."""
+
+    def path_of(self, entry: Any) -> bytes:
+        """The path on the mount by which an inode was last seen, for messages."""
+
+    def lock_files(self, entry: Any) -> list[LockFile]:
+        """The real files that have a file's locks: what it was copied up from first, if that can be found."""
 
     def may_block(self, entry: Any) -> bool:
         """Does the file's content lie beyond a network or another process?"""

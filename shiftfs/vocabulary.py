@@ -192,6 +192,7 @@ VALUED: Final[Mapping[str, _Valued]] = {
     "redirect_dir": _Valued(_one_of("on", "off", "follow", "nofollow"), "on, off, follow or nofollow"),
     "metacopy": _Valued(_switch, "on or off"),
     "index": _Valued(_switch, "on or off"),
+    "locks": _Valued(_one_of("mount", "layers"), "mount or layers"),
     "ghost": _Valued(_one_of("keep", "drop"), "keep or drop"),
     **{name: _Valued(_context, "a security context without double quotes") for name in KERNEL},
 }

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from ..wire.abi import Opcode
-from . import attributes, control, copyup, directories, files, handles, namespace, xattrs
+from . import attributes, control, copyup, directories, files, handles, locks, namespace, xattrs
 from .context import Context, Result
 
 Handler = Callable[[Context, Any, Any], Result]
@@ -49,10 +49,13 @@ HANDLERS: Final[dict[int, Handler]] = {
     Opcode.GETXATTR: xattrs.getxattr,
     Opcode.LISTXATTR: xattrs.listxattr,
     Opcode.REMOVEXATTR: xattrs.removexattr,
+    Opcode.GETLK: locks.getlk,
+    Opcode.SETLK: locks.setlk,
+    Opcode.SETLKW: locks.setlkw,
     Opcode.IOCTL: control.ioctl,
 }
-"""Requests not listed get ENOSYS: ACCESS (the kernel checks, by default_permissions), BMAP (no block device here),
-the locks (they stay with the kernel), and the mappings of virtiofs. INIT, INTERRUPT and DESTROY are the session's."""
+"""Requests not listed get ENOSYS: ACCESS (the kernel checks, by default_permissions), BMAP (no block device here)
+and the mappings of virtiofs. INIT, INTERRUPT and DESTROY are the session's."""
 
 LAYERED_HANDLERS: Final[dict[int, Handler]] = {
     opcode: copyup.first(copyup.NEEDS[opcode], handler) if opcode in copyup.NEEDS else handler

@@ -7,12 +7,14 @@ import errno
 import os
 import stat
 from collections import Counter
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager
 from typing import Any, Final, Protocol
 
 from cachetools import FIFOCache, LRUCache
 
 from ..inodes import Inode, InodeTable
+from ..locks.table import Locks
 from ..shift.credentials import Credentials
 from ..shift.idmap import UNMAPPED, IdMap
 from ..tree import Attributes, Gate, RealKey, Tree, Work
@@ -89,6 +91,8 @@ class Context:
         self._absent = replies.entry(0, 0, self.timeout, (0, 0), (0,) * 16)
         self._absent_for_now = replies.entry(0, 0, FOREVER, (0, 0), (0,) * 16)
         self.live: Live | None = None
+        self.locks: Locks | None = None
+        """Where they go to the layers; else they stay with the kernel."""
         self.serves_open = serves_open
         self.kernel_strips_set_gid = False  # until INIT tells
         self.credentials = Credentials(uids, gids)
@@ -98,6 +102,8 @@ class Context:
         self.slow_until: dict[int, float] = {}
         """Devices whose writes wait at the moment, and until when (time.monotonic()) that is taken for granted."""
         self.last_handle = 0
+        self.at_work: Counter[Inode] = Counter()
+        """Files whose content workers are changing."""
         self.executed: Counter[Inode] = Counter()
         """Open files that are being executed."""
         self.kept: FIFOCache[Any, None] = FIFOCache(max(tree.descriptors()["bound"] // 2, 8))
@@ -108,6 +114,8 @@ class Context:
         """A name below the root that leads to the root itself, while one is wanted (mount.show_inner_root)."""
         self.interrupted: set[int] = set()
         """Requests whose caller has got a signal; copies on a caller's behalf look for it."""
+        self.when_interrupted: dict[int, Callable[[], None]] = {}
+        """What to call then, for requests that wait for more than a worker."""
         self.let_go: set[int] = set()
         """Those whose caller has been killed, and whose calls have not ended yet."""
         self.aside = aside
@@ -195,6 +203,17 @@ class Context:
     def stopped(self, unique: int) -> Callable[[], bool]:
         """Does nobody wait any more for what is done on behalf of a request? Any thread may ask."""
         return lambda: unique in self.let_go
+
+    @contextmanager
+    def working_on(self, inode: Inode) -> Iterator[None]:
+        """A worker changes its content meanwhile."""
+        self.at_work[inode] += 1
+        try:
+            yield
+        finally:
+            self.at_work[inode] -= 1
+            if not self.at_work[inode]:
+                del self.at_work[inode]
 
     def to_change(self, nodeid: int) -> Inode:
         """The inode of a request that changes it. EROFS where that is the host's own state (cgroupfs, procfs) and the

@@ -23,7 +23,7 @@ the number of the last change that is known, and the time (seconds since the epo
 are all that are kept. Out: the report's total length, then its bytes from there on. Offset 0 makes the report anew."""
 REPORT_IN: Final = struct.Struct("=IIQd")
 REPORT_OUT: Final = struct.Struct("=I")
-REPORTS: Final = ("status", "stats", "events")
+REPORTS: Final = ("status", "stats", "events", "locks")
 
 _GETFLAGS: Final = 0x80086601
 _SETFLAGS: Final = 0x40086602

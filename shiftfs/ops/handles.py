@@ -16,7 +16,7 @@ from typing import Any, Final
 from ..inodes import Inode
 from ..tree import Descriptor, Gate, Work
 from ..wire import notices, replies, requests
-from ..wire.abi import FOpen, OpenInFlag, PollFlag
+from ..wire.abi import FOpen, OpenInFlag, PollFlag, ReleaseFlag
 from ..wire.requests import Header
 from . import files
 from .context import DONE, Context, Later, Payload, Result, not_supported, stale
@@ -27,6 +27,7 @@ _DIRECT: Final = int(FOpen.DIRECT_IO)
 _KEEP_CACHE: Final = int(FOpen.KEEP_CACHE)
 _CACHE_DIR: Final = int(FOpen.CACHE_DIR)
 _NO_FLUSH: Final = int(FOpen.NOFLUSH)
+_FLOCK_UNLOCK: Final = int(ReleaseFlag.FLOCK_UNLOCK)
 _EXEC: Final = 0x20
 """The kernel's own __FMODE_EXEC, which comes with an open for execve(2) (include/linux/fs.h)."""
 _SCHEDULE: Final = int(PollFlag.SCHEDULE_NOTIFY)
@@ -81,11 +82,8 @@ def _executed(ctx: Context, inode: Inode, fh: int) -> Generator[Gate, Any, None]
 def _truncate(ctx: Context, header: Header, inode: Inode, kills_set_ids: bool) -> Generator[Work | Gate, Any, None]:
     """The kernel has left O_TRUNC to us (FUSE_ATOMIC_O_TRUNC)."""
     descriptor = yield from files.opened(ctx, header, inode, writable=True, size=0)
-    inode.at_work += 1
-    try:
+    with ctx.working_on(inode):
         yield partial(os.ftruncate, descriptor.fd, 0)
-    finally:
-        inode.at_work -= 1
     if kills_set_ids:
         files.kill_set_ids(ctx, inode)
 
@@ -111,7 +109,7 @@ def _opened(ctx: Context, header: Header, inode: Inode, flags: int) -> Generator
         if not (writable and flags & os.O_APPEND):
             raise
         kept = yield from files.opened_to_append(ctx, inode)
-    answer = _cached(flags) if writable else _KEEP_CACHE | _NO_FLUSH
+    answer = _cached(flags) if writable else _KEEP_CACHE | (_NO_FLUSH if ctx.locks is None else 0)
     return _handle(ctx, OpenFile(None, kept, writable)), answer
 
 
@@ -192,6 +190,9 @@ def _new_file(ctx: Context, parent: Inode, name: bytes, mode: int) -> Descriptor
 
 def release(ctx: Context, header: Header, request: requests.Release) -> Payload:
     opened: OpenFile | None = ctx.handles.pop(request.fh, None)
+    if ctx.locks is not None:
+        owner = request.lock_owner if request.release_flags & _FLOCK_UNLOCK else None
+        ctx.locks.released(ctx.inodes.get(header.nodeid), request.fh, owner)
     if opened is not None:
         ctx.kept.pop(opened, None)
         if opened.executed is not None:
@@ -206,6 +207,8 @@ def release(ctx: Context, header: Header, request: requests.Release) -> Payload:
 def flush(ctx: Context, header: Header, request: requests.Flush) -> Result:
     if not ctx.serves_open:
         raise not_supported()
+    if ctx.locks is not None:
+        ctx.locks.closed(ctx.inodes.get(header.nodeid), request.lock_owner)
     opened: OpenFile | None = ctx.handles.get(request.fh)
     if opened is None or not opened.writable:
         return DONE

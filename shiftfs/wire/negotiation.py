@@ -1,6 +1,6 @@
 """INIT: what the kernel offers, what is taken, and why.
 
-Owns the decision on every capability flag: each is in one of the four tables below, with its reason. Never
+Owns the decision on every capability flag: each is in one of the five tables below, with its reason. Never
 sends, and never changes its mind: INIT comes once. Runs on the loop's thread, before anything else.
 """
 
@@ -42,9 +42,13 @@ TAKEN_TO_SERVE_OPEN: dict[InitFlag, str] = {
     InitFlag.ATOMIC_O_TRUNC: "OPEN says that nothing of the content will be needed: nothing of it is copied up",
 }
 
+# Else locks stay with the kernel, and work without OPEN.
+TAKEN_TO_SERVE_LOCKS: dict[InitFlag, str] = {
+    InitFlag.POSIX_LOCKS: "ranges are locked on the real files",
+    InitFlag.FLOCK_LOCKS: "so is what flock(2) locks; the unlock comes in RELEASE, which needs OPEN to be served",
+}
+
 LEFT: dict[InitFlag, str] = {
-    InitFlag.POSIX_LOCKS: "locks on the mount stay with the kernel, and work without OPEN",
-    InitFlag.FLOCK_LOCKS: "as POSIX_LOCKS; the unlock comes in RELEASE, which is not sent if OPEN is refused",
     InitFlag.FILE_OPS: "never implemented by the kernel",
     InitFlag.EXPORT_SUPPORT: "would send lookups of '.' and '..' by nodeids that were forgotten",
     InitFlag.SPLICE_WRITE: "replies are written, not spliced",
@@ -71,6 +75,7 @@ LEFT: dict[InitFlag, str] = {
 WANTED = InitFlag(sum(TAKEN))
 WANTED_TO_REFUSE_OPEN = InitFlag(sum(TAKEN_TO_REFUSE_OPEN))
 WANTED_TO_SERVE_OPEN = InitFlag(sum(TAKEN_TO_SERVE_OPEN))
+WANTED_TO_SERVE_LOCKS = InitFlag(sum(TAKEN_TO_SERVE_LOCKS))
 
 PAGES_WITHOUT_MAX_PAGES = 32  # FUSE_DEFAULT_MAX_PAGES_PER_REQ
 MOST_PAGES = 0xFFFF  # the field has 16 bits; the kernel has its own limit (256, fs.fuse.max_pages_limit)
@@ -97,7 +102,9 @@ class Negotiated(NamedTuple):
         return max(abi.MIN_READ_BUFFER, abi.HEADER.size + abi.WRITE_IN.size + self.max_write)
 
 
-def negotiate(offer: Offer, *, max_write: int, refuse_open: bool, page_size: int = 4096) -> Negotiated:
+def negotiate(
+    offer: Offer, *, max_write: int, refuse_open: bool, serve_locks: bool = False, page_size: int = 4096
+) -> Negotiated:
     """What to take of an offer; max_write is a wish, in bytes. Raises ProtocolError for too old a kernel.
 
     A later major version is not negotiated: the caller answers `encode_version_only` and awaits another INIT.
@@ -108,7 +115,8 @@ def negotiate(offer: Offer, *, max_write: int, refuse_open: bool, page_size: int
             f"{abi.MAJOR}.{abi.OLDEST_MINOR} (Linux 5.4) or later is needed",
             errno=abi.EPROTO,
         )
-    flags = InitFlag(offer.flags) & (WANTED | (WANTED_TO_REFUSE_OPEN if refuse_open else WANTED_TO_SERVE_OPEN))
+    wanted = WANTED | (WANTED_TO_REFUSE_OPEN if refuse_open else WANTED_TO_SERVE_OPEN)
+    flags = InitFlag(offer.flags) & (wanted | WANTED_TO_SERVE_LOCKS if serve_locks else wanted)
     most_pages = MOST_PAGES if InitFlag.MAX_PAGES in flags else PAGES_WITHOUT_MAX_PAGES
     pages = min(max(-(-max_write // page_size), 1), most_pages)
     return Negotiated(

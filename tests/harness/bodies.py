@@ -10,6 +10,9 @@ import struct
 
 from shiftfs.wire.abi import Opcode
 
+LOCKS = (Opcode.GETLK, Opcode.SETLK, Opcode.SETLKW)
+"""Served with `locks=layers` alone."""
+
 ROOT, FILE, DIRECTORY, LINK, ABSENT = 1, 2, 3, 4, 999_999
 """Nodeids: the root's, those of what CALLS is made for, in the order in which they are looked up, and nobody's."""
 OFFER = 131072  # bytes of readahead
@@ -81,6 +84,7 @@ CALLS: dict[Opcode, tuple[int, bytes, int]] = {
     Opcode.GETXATTR: (FILE, pack("II", 64, 0) + b"user.old\0", 0),
     Opcode.LISTXATTR: (FILE, pack("II", 0, 0), 0),
     Opcode.REMOVEXATTR: (FILE, b"user.a\0", errno.ENODATA),
+    **{lock: (FILE, pack("QQQQIIII", 1, 2, 0, 9, 0, 3, 0, 0), errno.ENOSYS) for lock in LOCKS},
     Opcode.IOCTL: (LINK, GETFLAGS, errno.ENOTTY),
 }  # fmt: skip
 """For each opcode: whose nodeid, the body, the errno."""

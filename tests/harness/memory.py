@@ -11,7 +11,19 @@ from collections.abc import Callable
 from typing import Any
 
 from shiftfs.sys import files
-from shiftfs.tree import Attributes, Change, Contributor, Descriptor, Listed, RealKey, Shown, Space, Steps, Work
+from shiftfs.tree import (
+    Attributes,
+    Change,
+    Contributor,
+    Descriptor,
+    Listed,
+    LockFile,
+    RealKey,
+    Shown,
+    Space,
+    Steps,
+    Work,
+)  # fmt: skip
 
 DEVICE = 77
 
@@ -278,6 +290,15 @@ class MemoryTree:
 
     def keys_of(self, handle: bytes) -> list[RealKey]:
         return []
+
+    def path_of(self, entry: Node) -> bytes:
+        return b"/"
+
+    def lock_files(self, entry: Node) -> list[LockFile]:
+        return []
+
+    def on_copy(self, call: Callable[[Node, int], None]) -> None:
+        pass
 
     def found_by(self, entry: Node, handle: bytes) -> bool:
         return False

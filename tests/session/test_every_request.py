@@ -4,14 +4,14 @@ import errno
 
 import pytest
 
-from harness.bodies import ABSENT, CALLS, DIRECTORY, FILE, LINK, ROOT, pack
+from harness.bodies import ABSENT, CALLS, DIRECTORY, FILE, LINK, LOCKS, ROOT, pack
 from harness.device import HEADER, Served
 from harness.memory import MemoryTree
 from shiftfs.ops import HANDLERS
 from shiftfs.wire.abi import Opcode
 
 NO_ANSWER = {Opcode.FORGET, Opcode.BATCH_FORGET}
-WITHOUT_NODE = {Opcode.RELEASE, Opcode.RELEASEDIR, Opcode.FLUSH, Opcode.POLL, Opcode.SYNCFS}
+WITHOUT_NODE = {Opcode.RELEASE, Opcode.RELEASEDIR, Opcode.FLUSH, Opcode.POLL, Opcode.SYNCFS, *LOCKS}
 
 
 def test_calls_cover_the_table() -> None:

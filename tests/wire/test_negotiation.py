@@ -6,7 +6,15 @@ import pytest
 
 from shiftfs.wire import negotiation
 from shiftfs.wire.abi import InitFlag
-from shiftfs.wire.negotiation import LEFT, TAKEN, TAKEN_TO_REFUSE_OPEN, TAKEN_TO_SERVE_OPEN, Offer, negotiate
+from shiftfs.wire.negotiation import (
+    LEFT,
+    TAKEN,
+    TAKEN_TO_REFUSE_OPEN,
+    TAKEN_TO_SERVE_LOCKS,
+    TAKEN_TO_SERVE_OPEN,
+    Offer,
+    negotiate,
+)
 from shiftfs.wire.requests import ProtocolError
 
 # What the kernels' fuse_new_init offers; the newest one offers everything that has a name.
@@ -67,9 +75,15 @@ def test_o_trunc_comes_with_open_only_where_open_is_served() -> None:
 
 
 def test_every_flag_is_decided_once_and_has_a_reason() -> None:
-    decided = [*TAKEN, *TAKEN_TO_REFUSE_OPEN, *TAKEN_TO_SERVE_OPEN, *LEFT]
-    assert sorted(decided) == sorted(InitFlag)
-    assert all({**TAKEN, **TAKEN_TO_REFUSE_OPEN, **TAKEN_TO_SERVE_OPEN, **LEFT}.values())
+    tables = (TAKEN, TAKEN_TO_REFUSE_OPEN, TAKEN_TO_SERVE_OPEN, TAKEN_TO_SERVE_LOCKS, LEFT)
+    assert sorted(flag for table in tables for flag in table) == sorted(InitFlag)
+    assert all(reason for table in tables for reason in table.values())
+
+
+@pytest.mark.parametrize("serve_locks", [True, False])
+def test_locks_are_served_or_left_to_the_kernel(serve_locks: bool) -> None:
+    flags = negotiate(NEWEST, max_write=1, refuse_open=False, serve_locks=serve_locks).flags
+    assert (flags & (InitFlag.POSIX_LOCKS | InitFlag.FLOCK_LOCKS) != 0) is serve_locks
 
 
 def test_the_smaller_minor_version_counts() -> None:

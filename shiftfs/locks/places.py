@@ -1,0 +1,101 @@
+"""Where mounts of one host lock what a lower file cannot be told, and how the real files of an inode are opened.
+
+A lower file that cannot be opened for writing takes no lock for writing; so each lower inode has a file of its own in a
+directory that all mounts of one user share (root's is /run/shiftfs/locks), as long as somebody has it open. Owns the
+descriptor of that directory. Loop thread.
+"""
+
+import errno
+import fcntl
+import os
+import stat
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any, Final
+
+from ..layer import reopen
+from ..tree import Descriptor, RealKey, Tree
+from .real import RealFile
+
+_FLAGS: Final = os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
+_PLACE: Final = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | _FLAGS
+_DIRECTORY: Final = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_ATTEMPTS: Final = 100
+_PAUSE: Final = 0.001
+
+
+class Places:
+    """Of all mounts of this user. Where there can be none, mounts that share a lower see no more of each other's locks
+    than the lower file can be told."""
+
+    def __init__(self, directory: int) -> None:
+        self._directory = directory
+
+    @classmethod
+    def find(cls) -> "Places | None":
+        """The user's own directory, which nobody else may write."""
+        above = "/run" if os.geteuid() == 0 else os.environ.get("XDG_RUNTIME_DIR", "")
+        try:
+            return cls(_made(_made(os.open(above, _DIRECTORY), "shiftfs"), "locks")) if above else None
+        except OSError:
+            return None
+
+    def open(self, key: RealKey) -> RealFile:
+        """The place of a lower inode."""
+        name = b"%x-%x-%x" % key[:3]
+        anchor = self._open(name)
+        return RealFile("place", lambda flags: reopen(anchor, os.O_RDWR | _FLAGS), partial(self._done, name, anchor))
+
+    def _open(self, name: bytes) -> int:
+        """Not one that is just going: whoever removes it has a lease on it, so that it cannot be opened."""
+        for _ in range(_ATTEMPTS):
+            try:
+                fd = os.open(name, _PLACE, 0o600, dir_fd=self._directory)
+            except BlockingIOError:
+                time.sleep(_PAUSE)
+                continue
+            if os.fstat(fd).st_nlink:
+                return fd
+            os.close(fd)
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    def _done(self, name: bytes, anchor: int) -> None:
+        """The last one removes it: a lease for writing is for who alone has a file open (fcntl(2), F_SETLEASE)."""
+        try:
+            fcntl.fcntl(anchor, fcntl.F_SETLEASE, fcntl.F_WRLCK)
+            os.unlink(name, dir_fd=self._directory)
+        except OSError:
+            pass  # somebody else has it open, and will remove it
+        finally:
+            os.close(anchor)
+
+
+def _made(above: int, name: str) -> int:
+    """A directory of ours, and none that others may write; `above` is closed."""
+    try:
+        try:
+            os.mkdir(name, 0o700, dir_fd=above)
+        except FileExistsError:
+            pass
+        found = os.open(name, _DIRECTORY, dir_fd=above)
+    finally:
+        os.close(above)
+    status = os.fstat(found)
+    if status.st_uid != os.geteuid() or status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        os.close(found)
+        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+    return found
+
+
+def files_of(tree: Tree, places: Places | None, entry: Any) -> Iterator[RealFile]:
+    """The real files of an inode, in the order in which all mounts lock them."""
+    for one in tree.lock_files(entry):
+        if one.role == "lower" and places is not None:
+            yield places.open(one.key)
+        yield RealFile(one.role, opener(one.path))
+
+
+def opener(path: Descriptor) -> Callable[[int], int]:
+    """Opens again what a descriptor names."""
+    return lambda flags: reopen(path.fd, flags | _FLAGS)

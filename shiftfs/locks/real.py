@@ -1,0 +1,170 @@
+"""The real files that the locks of one inode are held on, on behalf of all who hold them on the mount.
+
+Owns descriptors of them. Held is what all users together hold, the strongest of each byte; who holds what is `ranges`'.
+Loop thread, but for what waits.
+"""
+
+import errno
+import os
+from collections.abc import Callable, Iterable
+from typing import Final
+
+from ..sys import locks
+from ..sys.locks import NONE, READ, WRITE, Range
+
+_ONLY_READABLE: Final = frozenset({errno.EROFS, errno.EACCES, errno.EPERM, errno.ETXTBSY, errno.EWOULDBLOCK})
+
+Held = Callable[[], Iterable[Range]]
+"""What is held of all ranges at the moment."""
+
+
+class RealFile:
+    """One of them; `role` says which, in a word. `open` gives a new descriptor for O_RDONLY or O_RDWR.
+
+    It is open for writing only once a lock needs that: until then it can be executed, and its watchers hear of no
+    closing."""
+
+    def __init__(self, role: str, open: Callable[[int], int], done: Callable[[], None] = lambda: None) -> None:
+        self.role = role
+        self._open = open
+        self._done = done
+        self._ranges = -1
+        self._whole = -1
+        self._is_writable: bool | None = None
+
+    def set_range(self, start: int, end: int, kind: int, held: Held) -> bool:
+        """False if somebody else's lock is in the way. A lock for writing, where the file cannot be written, is held
+        as one for reading: that is what the layer can be told."""
+        return locks.set_range(self._for(kind, held), start, end, self._expressed(kind))
+
+    def set_whole(self, kind: int) -> bool:
+        """flock(2)."""
+        return locks.set_whole(self._for_whole(), kind)
+
+    def in_the_way(self, start: int, end: int, kind: int, held: Held) -> tuple[Range, int] | None:
+        return locks.in_the_way(self._for(kind, held), start, end, self._expressed(kind))
+
+    def waiting_for_range(self, start: int, end: int, kind: int, held: Held) -> Callable[[], object]:
+        """A call that returns when the range could be locked, and then it is. On a thread of its own: a signal ends it
+        (EINTR)."""
+        fd, kind = self._for(kind, held), self._expressed(kind)
+        return lambda: locks.set_range(fd, start, end, kind, wait=True)
+
+    def waiting_for_whole(self, kind: int) -> Callable[[], object]:
+        fd = self._for_whole()
+        return lambda: locks.set_whole(fd, kind, wait=True)
+
+    def _expressed(self, kind: int) -> int:
+        return READ if kind == WRITE and not self._is_writable else kind
+
+    def _for(self, kind: int, held: Held) -> int:
+        if self._ranges < 0:
+            self._ranges = self._open(os.O_RDONLY)
+        if kind == WRITE and self._is_writable is None:
+            self._is_writable = self._open_for_writing(held)
+        return self._ranges
+
+    def _open_for_writing(self, held: Held) -> bool:
+        """Without a moment in which nothing is held. Nothing is for writing so far."""
+        try:
+            fd = self._open(os.O_RDWR)
+        except OSError as error:
+            if error.errno not in _ONLY_READABLE:
+                raise
+            return False
+        try:
+            for start, end, kind in held():
+                if kind != NONE:
+                    locks.set_range(fd, start, end, kind)
+        except BaseException:
+            os.close(fd)
+            raise
+        os.close(self._ranges)
+        self._ranges = fd
+        return True
+
+    def _for_whole(self) -> int:
+        if self._whole < 0:
+            self._whole = self._open(os.O_RDONLY)
+        return self._whole
+
+    def close(self) -> None:
+        """Nothing is held any more."""
+        for fd in (self._ranges, self._whole):
+            if fd >= 0:
+                os.close(fd)
+        self._ranges = self._whole = -1
+        self._done()
+
+
+class RealFiles:
+    """All real files of one inode, always locked in the same order. `held` tells the ranges that are held for all
+    users."""
+
+    def __init__(self, files: Iterable[RealFile], held: Held) -> None:
+        self._files = list(files)
+        self._held = held
+
+    def lock(self, wanted: Iterable[Range], before: Iterable[Range]) -> RealFile | None:
+        """Hold these ranges on all files; or, where somebody else's lock is in the way on one, what was held `before`,
+        and that file. Raises OSError, and holds what was held before."""
+        wanted, before, locked = list(wanted), list(before), 0
+        try:
+            for file in self._files:
+                locked += 1
+                if not all(file.set_range(*one, self._held) for one in wanted):
+                    self._set(self._files[:locked], before)
+                    return file
+        except OSError:
+            self._set(self._files[:locked], before)
+            raise
+        return None
+
+    def unlock(self, left: Iterable[Range]) -> None:
+        """Hold no more than these ranges from now on, which are no more than is held."""
+        self._set(self._files, left)
+
+    def _set(self, files: Iterable[RealFile], ranges: Iterable[Range]) -> None:
+        ranges = list(ranges)
+        for file in files:
+            for one in ranges:
+                file.set_range(*one, self._held)
+
+    def lock_whole(self, kind: int, before: int) -> RealFile | None:
+        """flock(2), as `lock`."""
+        for number, file in enumerate(self._files):
+            if not file.set_whole(kind):
+                for locked in self._files[:number]:
+                    locked.set_whole(before)
+                return file
+        return None
+
+    def unlock_whole(self, left: int) -> None:
+        for file in self._files:
+            file.set_whole(left)
+
+    def in_the_way(self, start: int, end: int, kind: int) -> tuple[Range, int] | None:
+        """A lock of somebody outside of the mount."""
+        for file in self._files:
+            found = file.in_the_way(start, end, kind, self._held)
+            if found is not None:
+                return found
+        return None
+
+    def add(self, file: RealFile, whole: int) -> None:
+        """One more, which nobody else knows yet: what is held is held on it as well."""
+        for start, end, kind in self._held():
+            if kind != NONE:
+                file.set_range(start, end, kind, self._held)
+        if whole != NONE:
+            file.set_whole(whole)
+        self._files.append(file)
+
+    @property
+    def roles(self) -> list[str]:
+        return [file.role for file in self._files]
+
+    def close(self) -> None:
+        for file in self._files:
+            file.close()
+        self._files.clear()
