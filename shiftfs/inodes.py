@@ -31,13 +31,13 @@ class Watch:
 
 class Inode:
     """One inode that the kernel knows. `nlookup` counts the kernel's references; `unlinked` says that the real inode
-    has no name any more, `at_work` how many workers are changing its content.
+    has no name any more.
 
     Where layers are watched: `parent` and `name` are where the kernel was last told that it is, `children` the names
     that it was told of a directory. A directory has a `watch`, other inodes if they have several names.
     """
 
-    __slots__ = ("at_work", "children", "entry", "key", "name", "nlookup", "nodeid", "parent", "unlinked", "watch")
+    __slots__ = ("children", "entry", "key", "name", "nlookup", "nodeid", "parent", "unlinked", "watch")
 
     def __init__(self, nodeid: int, key: RealKey, entry: Any) -> None:
         self.nodeid = nodeid
@@ -45,7 +45,6 @@ class Inode:
         self.entry = entry
         self.nlookup = 0
         self.unlinked = False
-        self.at_work = 0
         self.parent: Inode | None = None
         self.name = b""
         self.children: dict[bytes, Inode] | None = None

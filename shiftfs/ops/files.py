@@ -182,7 +182,7 @@ def _is_quick(ctx: Context, inode: Inode, request: requests.Write, flags: int) -
     return (
         device not in ctx.slow_until
         and len(request.data) <= _SMALL_WRITE
-        and inode.at_work == 0
+        and inode not in ctx.at_work
         and not flags & _SYNCHRONOUS_WRITE
         and not ctx.tree.may_block(inode.entry)
     )
@@ -206,11 +206,8 @@ def _write_later(
         descriptor = own or (yield from _opened_to_write(ctx, header, inode, request.fh, flags))
         if own is None and _is_quick(ctx, inode, request, flags):  # the file had to come up first, no more
             return _written(ctx, inode, request, _write_at_once(ctx, inode, request, descriptor, flags))
-        inode.at_work += 1
-        try:
+        with ctx.working_on(inode):
             count: int = yield partial(_write_fully, descriptor, request.data, request.offset, flags)
-        finally:
-            inode.at_work -= 1
         return _written(ctx, inode, request, count)
     finally:
         request.data.release()
@@ -289,14 +286,11 @@ def flush_to_disk(descriptor: Descriptor, data_only: bool) -> None:
 
 def fallocate(ctx: Context, header: Header, request: requests.Fallocate) -> Later:
     inode = regular(ctx, header.nodeid)
-    inode.at_work += 1
-    try:
+    with ctx.working_on(inode):
         descriptor = yield from opened(ctx, header, inode, writable=True)
         yield partial(_fallocate, descriptor, request)
         kill_set_ids(ctx, inode)
         return DONE
-    finally:
-        inode.at_work -= 1
 
 
 def _fallocate(descriptor: Descriptor, request: requests.Fallocate) -> None:
@@ -330,15 +324,12 @@ def _copy(
     ctx: Context, header: Header, request: requests.CopyFileRange, length: int
 ) -> Generator[Work | Gate, Any, int]:
     source, target = regular(ctx, header.nodeid), regular(ctx, request.nodeid_out)
-    target.at_work += 1
-    try:
+    with ctx.working_on(target):
         writing = yield from opened(ctx, header, target, writable=True)
         reading = yield from opened(ctx, header, source, writable=False)
         count: int = yield partial(_copy_range, ctx.interrupted, header.unique, reading, writing, request, length)
         kill_set_ids(ctx, target)
         return count
-    finally:
-        target.at_work -= 1
 
 
 def _copy_range(

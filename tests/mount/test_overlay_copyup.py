@@ -185,6 +185,7 @@ def test_directories_above_are_copied_and_keep_their_times(merged: Merged) -> No
         (merged.lower / name).chmod(0o3750 + mode)
         os.setxattr(merged.lower / name, "user.name", name.encode())
         utimensat(merged.lower / name, *OLD)
+    merged.settled()
     before = {name: directory_attributes(path / name) for name in names}
     (path / "one/two/three/file").write_bytes(b"new")
     assert {name: directory_attributes(path / name) for name in names} == before

@@ -256,12 +256,13 @@ def test_interrupt_lets_a_copier_go_with_what_has_been_copied(
         body = struct.pack("@QqQQqQQ", 0, 0, other, 0, 0, 5000, 0)
         unique = mount.device.send(Opcode.COPY_FILE_RANGE, body, file)
         assert begun.wait(LIMIT)
-        assert mount.session.context.inodes.get(other).at_work == 1
+        context = mount.session.context
+        assert context.at_work == {context.inodes.get(other): 1}
         mount.device.send(Opcode.INTERRUPT, struct.pack("@Q", unique))
-        wait_until(lambda: unique in mount.session.context.interrupted, "the interrupt to come in")
+        wait_until(lambda: unique in context.interrupted, "the interrupt to come in")
         go_on.set()
         assert mount.device.receive() == (unique, 0, struct.pack("@II", 1000, 0))
-        assert mount.session.context.inodes.get(other).at_work == 0
+        assert not context.at_work
 
 
 def test_a_file_copied_behind_itself_grows_once() -> None:
