@@ -220,6 +220,8 @@ class Mount:
             finally:
                 if self._employment is not None:
                     self._employment.end()
+                if session.context.locks is not None:
+                    session.context.locks.close()
         if session.failure is not None:
             raise MountError(session.failure)
         if self._failure is not None:

@@ -134,8 +134,9 @@ class _Waits:
     def interrupt(self) -> None:
         """Again and again: a signal that comes before the call ends nothing."""
         for thread in self.called_off:
-            if thread.ident is not None and thread.is_alive():
-                signal.pthread_kill(thread.ident, INTERRUPTING)
+            if thread.ident is not None:
+                with contextlib.suppress(ProcessLookupError):  # it has just ended
+                    signal.pthread_kill(thread.ident, INTERRUPTING)
 
 
 class Loop:

@@ -5,6 +5,7 @@ import os
 from typing import Any, NamedTuple
 
 from . import __version__
+from .inodes import Inode
 from .locks.ranges import END
 from .loop import Loop
 from .options import MountOptions
@@ -111,7 +112,7 @@ def _locks(parts: Parts) -> dict[str, Any]:
         "locks": [
             {
                 "path": os.fsdecode(parts.tree.path_of(inode.entry)),
-                "number": parts.tree.numbers(parts.tree.attributes(inode.entry)),
+                "number": _number(parts.tree, inode),
                 "kind": "flock" if is_whole else "range",
                 "type": held.kind.name.lower(),
                 "start": held.start,
@@ -122,6 +123,14 @@ def _locks(parts: Parts) -> dict[str, Any]:
             for inode, held, is_whole, roles in context.locks or ()
         ],
     }
+
+
+def _number(tree: Tree, inode: Inode) -> int:
+    """st_ino; 0 where the file cannot be found any more."""
+    try:
+        return tree.numbers(tree.attributes(inode.entry))
+    except OSError:
+        return 0
 
 
 def _sizes(parts: Parts) -> dict[str, Any]:

@@ -54,7 +54,8 @@ RULES = {
     "options": "version arguments usermaps vocabulary shift.idmap",
     "mount": "options sys",
     "daemon": "",
-    "status": "version options session loop tree shift.idmap wire locks.ranges reflect.journal reflect.reflection",
+    "status": "version options session loop inodes tree shift.idmap wire locks.ranges reflect.journal"
+    " reflect.reflection",
     "cli": "everything",
     "__main__": "cli",
     "asking": "ops.control",

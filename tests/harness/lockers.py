@@ -35,6 +35,7 @@ import signal
 import socket
 import struct
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,6 +45,7 @@ from typing import Any, Self
 from harness.commands import wait_until
 
 LIMIT = 10.0  # seconds
+_READINGS = 20
 _SHORT = 0.3  # for what is not to come
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -239,6 +241,7 @@ class Stage:
         self.key = f"{os.major(status.st_dev):02x}:{os.minor(status.st_dev):02x}:{status.st_ino}"
         self._lockers: dict[str, Locker] = {}
         self._names: dict[int, str] = {}
+        self._waiting: list[Locker] = []  # for locks
 
     def __enter__(self) -> Self:
         return self
@@ -259,7 +262,7 @@ class Stage:
         for line in filter(None, map(str.strip, script.splitlines())):
             if line.startswith("held:"):
                 wanted = sorted(filter(None, map(str.strip, line.removeprefix("held:").split(","))))
-                found = self.held()
+                found = self._settled(wanted)
                 assert found == wanted, f"{line}\n  found: {', '.join(found) or 'nothing'}"
                 continue
             step, _, outcome = map(str.strip, line.partition("->"))
@@ -287,6 +290,17 @@ class Stage:
                 found.append(f"{kind.removesuffix('lck')} {mode} {words[6]}-{last}{holder}")
         return sorted(found)
 
+    def _settled(self, wanted: list[str]) -> list[str]:
+        """What is held, read again where it is not what is wanted: nothing of it changes just now, but where others on
+        the machine take locks meanwhile, /proc/locks, which is read in parts, has some twice or not at all."""
+        found = self.held()
+        for _ in range(_READINGS):
+            if found == wanted:
+                break
+            time.sleep(0.01)
+            found = self.held()
+        return found
+
     def _listed(self) -> list[list[str]]:
         lines = [line.split() for line in Path("/proc/locks").read_text().splitlines() if self.key in line]
         return [words for words in lines if self.key in words]
@@ -303,7 +317,7 @@ class Stage:
             signal.pidfd_send_signal(locker.pidfd, signal.SIGUSR1)
             return "it"
         if verb == "gets":
-            came = locker.answer()[0]
+            came = self._answer(locker)
             return "it" if came == words[0] else came
         if verb == "waits":
             return self._wait(locker, *words)
@@ -339,13 +353,22 @@ class Stage:
     def _wait(self, locker: Locker, verb: str, *words: str) -> str:
         """Until it is seen to wait: for a lock, or for whom a lease is broken."""
 
-        def waiting() -> int:
-            return sum(words[1] == "->" or words[2] == "BREAKING" for words in self._listed())
+        def waiting() -> bool:
+            if verb in ("opens", "truncates"):
+                return any(words[2] == "BREAKING" for words in self._listed())
+            seen = sum(words[1] == "->" for words in self._listed())
+            return seen >= sum(not one.answered() for one in self._waiting)
 
-        before = 0 if verb in ("opens", "truncates") else waiting()
+        if verb not in ("opens", "truncates"):
+            self._waiting.append(locker)
         locker.tell(*self._call(verb, list(words), waits=True))
-        wait_until(lambda: locker.answered() or waiting() > before, f"{verb} {words} that waits", LIMIT)
-        return f"{locker.answer()[0]}, at once" if locker.answered() else "it"
+        wait_until(lambda: locker.answered() or waiting(), f"{verb} {words} that waits", LIMIT)
+        return f"{self._answer(locker)}, at once" if locker.answered() else "it"
+
+    def _answer(self, locker: Locker) -> str:
+        if locker in self._waiting:
+            self._waiting.remove(locker)
+        return locker.answer()[0]
 
     def _named(self, asker: Locker, came: str) -> str:
         """With the name of whoever the asker's pid namespace knows by this number."""

@@ -26,6 +26,7 @@ from harness import (
     write_tree,
 )
 from harness.calls import opened
+from harness.served import ServedStage
 
 SERVER = "/usr/lib/openssh/sftp-server"
 UNCACHED = "dir_cache=no,entry_timeout=0,attr_timeout=0,negative_timeout=0"
@@ -181,3 +182,27 @@ def test_what_is_written_on_the_mount_stays_on_it(our_layers: Layers, remote: Pa
             "f": b"mine", "g": b"local", "l": Path("f"),
         }  # fmt: skip
     assert (remote / "d/one").read_bytes() == b"1"
+
+
+@pytest.mark.parametrize("layered_", [False, True], ids=["single", "overlay"])
+def test_locks_in_the_layers_are_that_filesystem_s(our_layers: Layers, remote: Path, layered_: bool) -> None:
+    """This machine's kernel keeps those of sshfs: they meet who works on that mount, and nobody on the other side."""
+    mounting = our_layers.mount("locks=layers") if layered_ else mounted(our_layers.lower, None, "locks=layers")
+    with mounting as mount, ServedStage(mount.path / "f", mount.path) as stage:
+        stage.play(f"""
+            H opens f both {our_layers.lower / "f"}
+            I opens f both {remote / "f"}
+            A opens f read
+            A posix read 0-9
+            A flock exclusive
+            H posix write 5-5 -> EAGAIN
+            H flock shared -> EAGAIN
+            I posix write 5-5
+            I flock exclusive
+            A dies
+            H posix write 0-9
+            H flock exclusive
+            B opens f read
+            B flock shared -> EAGAIN
+            B posix read 0-0 -> EAGAIN
+        """)
