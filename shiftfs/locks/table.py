@@ -116,13 +116,11 @@ class Locks:
             self._let_go(wanted.inode, file)
 
     def wait(self, wanted: Wanted) -> Waiter:
-        """Lock as soon as possible. EDEADLK where those in the way wait for locks of the same owner."""
+        """Lock as soon as possible. EDEADLK where those in the way wait for locks of the same owner, or will one day."""
         file = self._file(wanted.inode)
         waiter = Waiter(wanted)
         try:
             self._try(file, waiter)
-            if not waiter.is_granted and waiter.call_off is None and self._is_circle(wanted):
-                raise OSError(errno.EDEADLK, os.strerror(errno.EDEADLK))
         except OSError:
             self._let_go(wanted.inode, file)
             raise
@@ -257,6 +255,8 @@ class Locks:
             waiter.is_granted = True
         elif outcome is not False:
             self._wait_outside(file, waiter, outcome)
+        elif self._is_circle(waiter.wanted):
+            raise OSError(errno.EDEADLK, os.strerror(errno.EDEADLK))
 
     def _wait_outside(self, file: _File, waiter: Waiter, blocked: RealFile) -> None:
         wanted = waiter.wanted
