@@ -170,7 +170,7 @@ class Mount:
                 read_only=options.read_only,
             )  # fmt: skip
             if options.locks == "layers":
-                self._session.context.locks = self._serve_locks()
+                self._session.context.serve_locks(self._locks())
             self._reflection = self._reflect()
             self._employment = self._employ(agent)
         except BaseException:
@@ -178,7 +178,7 @@ class Mount:
             mount.detach(self._mountpoint)
             raise
 
-    def _serve_locks(self) -> Locks:
+    def _locks(self) -> Locks:
         """Hold them on the real files too, also on those that come to be by copy-up."""
         tree, places = self._tree, Places.find()
         locks = Locks(lambda inode: files_of(tree, places, inode.entry), self._loop.wait_aside)

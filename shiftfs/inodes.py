@@ -190,6 +190,11 @@ class InodeTable:
             self._idle.append(parent)
         return inode
 
+    def places(self, inode: Inode) -> list[Place]:
+        """All names that the kernel was told of an inode."""
+        first = [(inode.parent, inode.name)] if inode.parent is not None else []
+        return [*first, *self._other_places.get(inode, ())]
+
     def renamed(self, parent: Inode, name: bytes, to: Inode, new_name: bytes, exchanged: bool = False) -> None:
         """What was told of one name is told of another from now on."""
         moved = self.untell(parent, name)

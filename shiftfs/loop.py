@@ -54,6 +54,9 @@ class _Messengers:
     def are_busy(self) -> bool:
         return bool(self._waiting)
 
+    def has(self, key: int) -> bool:
+        return key in self._waiting
+
     def put(self, key: int, call: Call, done: Done) -> None:
         """From the loop thread."""
         with self._lock:
@@ -233,6 +236,10 @@ class Loop:
         """Like `submit`, for a call that may wait for the loop or for workers: after all others of the key, in their
         order."""
         self._messengers.put(key, call, done)
+
+    def is_waiting(self, key: int) -> bool:
+        """Has a call of the key not ended yet?"""
+        return self._messengers.has(key)
 
     def wait_aside(self, call: Call, done: Done) -> Callable[[], None]:
         """Like `submit`, for a call that waits for something outside for as long as that takes: it takes no worker from

@@ -101,6 +101,8 @@ class Session:
             max_read=max_write,
             aside=self._aside,
             notify=lambda message: self.notify([message], _nothing),
+            tell=self._tell,
+            is_telling=lambda inodes: any(loop.is_waiting(inode.nodeid) for inode in inodes),
             detach=self._channel.detach,
             recycle=self._channel.recycle,
             watch=self._watch,
@@ -130,6 +132,11 @@ class Session:
 
         for nodeid, parts in by_inode.items():
             self._loop.submit_waiting(nodeid, partial(self._write, parts), written)
+
+    def _tell(self, messages: Sequence[bytes]) -> Gate:
+        gate = Gate()
+        self.notify(messages, gate.open)
+        return gate
 
     def _write(self, messages: Sequence[bytes]) -> None:
         for message in messages:

@@ -116,7 +116,7 @@ class Locks:
             self._let_go(wanted.inode, file)
 
     def wait(self, wanted: Wanted) -> Waiter:
-        """Lock as soon as possible. EDEADLK where those in the way wait for locks of the same owner, or will one day."""
+        """Lock as soon as possible. EDEADLK where those in the way wait for locks of the same owner."""
         file = self._file(wanted.inode)
         waiter = Waiter(wanted)
         try:

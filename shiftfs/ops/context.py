@@ -17,7 +17,7 @@ from ..inodes import Inode, InodeTable
 from ..locks.table import Locks
 from ..shift.credentials import Credentials
 from ..shift.idmap import UNMAPPED, IdMap
-from ..tree import Attributes, Gate, RealKey, Tree, Work
+from ..tree import Attributes, Gate, RealKey, Steps, Tree, Work
 from ..wire import notices, replies
 
 Payload = bytes | bytearray | memoryview
@@ -51,6 +51,10 @@ class Live(Protocol):
     def is_up_now(self, inode: Inode) -> None:
         """It has been copied up, with the directories above it: watch those in the upper layer too."""
 
+    def catch_up(self, inode: Inode) -> Steps | None:
+        """What has to be waited for until all that has been done to a file, and to names beside it, so far is known on
+        the mount; None for nothing."""
+
     def closing(self, inode: Inode) -> Gate | None:
         """What whoever is to execute a file has to wait at first, if anything."""
 
@@ -72,6 +76,8 @@ class Context:
         max_read: int,
         aside: Callable[[Work], None],
         notify: Callable[[bytes], None],
+        tell: Callable[[list[bytes]], Gate],
+        is_telling: Callable[[list[Inode]], bool],
         detach: Callable[[], bytearray],
         recycle: Callable[[bytearray], None],
         watch: Callable[[int, Callable[[], None]], Callable[[], None]],
@@ -79,17 +85,15 @@ class Context:
     ) -> None:
         """`timeout`: how long, in seconds, the kernel may trust names and attributes of which nobody will tell us that
         they change. `max_read`: bytes of the largest answer. `aside` runs a call on a worker and forgets it; `notify`
-        sends a notice; `detach` takes the buffer of the present request until `recycle` gives it back; `watch` waits
-        for a descriptor; `report` makes what shiftfsctl asks."""
+        sends a notice, and `tell` several, with a gate that is opened when they have been written; `is_telling` whether
+        some about these inodes have not been. `detach` takes the buffer of the present request until `recycle` gives it
+        back; `watch` waits for a descriptor; `report` makes what shiftfsctl asks."""
         self.tree = tree
         self.inodes = InodeTable(tree.root_attributes()[0], tree.root)
         tree.knows(self._entry_of)
         self.uids = uids
         self.gids = gids
-        seconds = int(timeout)
-        self.timeout = (seconds, int((timeout - seconds) * 1e9))
-        self._absent = replies.entry(0, 0, self.timeout, (0, 0), (0,) * 16)
-        self._absent_for_now = replies.entry(0, 0, FOREVER, (0, 0), (0,) * 16)
+        self._trust(timeout)
         self.live: Live | None = None
         self.locks: Locks | None = None
         """Where they go to the layers; else they stay with the kernel."""
@@ -120,10 +124,25 @@ class Context:
         """Those whose caller has been killed, and whose calls have not ended yet."""
         self.aside = aside
         self.notify = notify
+        self.tell = tell
+        self.is_telling = is_telling
         self.detach = detach
         self.recycle = recycle
         self.watch = watch
         self.report = report
+
+    def _trust(self, timeout: float) -> None:
+        """For how long the kernel may trust what nobody follows."""
+        seconds = int(timeout)
+        self.timeout = (seconds, int((timeout - seconds) * 1e9))
+        self._absent = replies.entry(0, 0, self.timeout, (0, 0), (0,) * 16)
+        self._absent_for_now = replies.entry(0, 0, FOREVER, (0, 0), (0,) * 16)
+
+    def serve_locks(self, locks: Locks) -> None:
+        """Locks go to the layers. Whoever gets one must see all that was done under the one before (`ops.locks`); where
+        nobody tells us, the kernel trusts nothing."""
+        self.locks = locks
+        self._trust(0.0)
 
     def shown(self, attributes: Attributes) -> tuple[int, ...]:
         """The attributes as struct fuse_attr shows them: the mount's st_ino, shown ids."""

@@ -9,13 +9,15 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from ..inodes import Inode
 from ..locks.ranges import END, Kind
 from ..locks.table import Locks, Waiter, Wanted
-from ..wire import replies
+from ..tree import Steps
+from ..wire import notices, replies
 from ..wire.abi import LkFlag
 from ..wire.bodies import Lk
 from ..wire.requests import Header
-from .context import DONE, Context, Later, Payload, Result, not_supported
+from .context import DONE, FOREVER, Context, Later, Payload, Result, not_supported
 
 
 def getlk(ctx: Context, header: Header, request: Lk) -> Payload:
@@ -23,16 +25,43 @@ def getlk(ctx: Context, header: Header, request: Lk) -> Payload:
     return replies.lk(*found) if found is not None else replies.lk(request.start, request.end, Kind.NONE, 0)
 
 
-def setlk(ctx: Context, header: Header, request: Lk) -> Payload:
-    if not _locks(ctx).take(_wanted(ctx, header, request)):
+def setlk(ctx: Context, header: Header, request: Lk) -> Result:
+    wanted = _wanted(ctx, header, request)
+    if not _locks(ctx).take(wanted):
         raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
-    return DONE
+    return _caught_up(ctx, wanted)
 
 
 def setlkw(ctx: Context, header: Header, request: Lk) -> Result:
     locks = _locks(ctx)
-    waiter = locks.wait(_wanted(ctx, header, request))
-    return DONE if waiter.is_granted else _granted(ctx, header, locks, waiter)
+    wanted = _wanted(ctx, header, request)
+    waiter = locks.wait(wanted)
+    return _caught_up(ctx, wanted) if waiter.is_granted else _granted(ctx, header, locks, waiter)
+
+
+def _caught_up(ctx: Context, wanted: Wanted) -> Result:
+    """Whoever has a lock sees what was done under the one before, by whomever, as on a local filesystem: also what the
+    kernel remembers of the file, and of names beside it."""
+    if wanted.kind is Kind.NONE:
+        return DONE
+    missing = _missing(ctx, wanted.inode)
+    return DONE if missing is None else _later(missing)
+
+
+def _missing(ctx: Context, inode: Inode) -> Steps | None:
+    if ctx.live is not None and ctx.valid(inode) == FOREVER:
+        return ctx.live.catch_up(inode)
+    return _forgotten(ctx, inode)
+
+
+def _forgotten(ctx: Context, inode: Inode) -> Steps:
+    """Nobody tells us."""
+    yield ctx.tell([notices.inval_inode(inode.nodeid, 0, 0)])
+
+
+def _later(steps: Steps) -> Later:
+    yield from steps
+    return DONE
 
 
 def _granted(ctx: Context, header: Header, locks: Locks, waiter: Waiter) -> Later:
@@ -45,6 +74,9 @@ def _granted(ctx: Context, header: Header, locks: Locks, waiter: Waiter) -> Late
         raise waiter.failure
     if not waiter.is_granted:
         raise InterruptedError(errno.EINTR, os.strerror(errno.EINTR))
+    missing = _missing(ctx, waiter.wanted.inode)
+    if missing is not None:
+        yield from missing
     return DONE
 
 

@@ -15,7 +15,8 @@ from ..inodes import Inode
 from ..ops.context import Context
 from ..ops.own import OwnChanges
 from ..sys.fanotify import handle
-from ..tree import Attributes, Shown, Steps
+from ..tree import Attributes, RealKey, Shown, Steps
+from ..wire import notices
 from .action import Verb
 from .changes import Changes
 from .happening import Happening, Token, What
@@ -101,6 +102,24 @@ class Live:
                 self._log(f"a change of a layer was not understood: {error!r}")
                 self._look_again.lost()
         self._look_again.heard()
+
+    def catch_up(self, inode: Inode) -> Steps | None:
+        """As ops.context.Live: who changes something has put the news of it into our queue before his call returned."""
+        has_news = self._watchers.has_news()
+        while self._watchers.has_news():
+            for fd in self._watchers.descriptors:
+                self.ready(fd)
+        about = [inode, *{parent for parent, _ in self._ctx.inodes.places(inode)}]
+        keys = {one.key for one in about}
+        if not has_news and self._performing.busy_with(keys) is None and not self._ctx.is_telling(about):
+            return None
+        return self._caught_up(about, keys)
+
+    def _caught_up(self, about: list[Inode], keys: set[RealKey]) -> Steps:
+        while (gate := self._performing.busy_with(keys)) is not None:
+            yield gate
+        # Notices about one inode, and about names in it, are written in their order.
+        yield self._ctx.tell([notices.inval_inode(one.nodeid, -1 if one.is_directory else 0, 0) for one in about])
 
     def tick(self) -> bool:
         """Now and then: try again what was in somebody's way. True if it is to be called again."""

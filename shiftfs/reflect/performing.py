@@ -76,6 +76,7 @@ class Performing:
         self._queues: dict[RealKey, collections.deque[Action]] = {}
         self._starved: dict[RealKey, None] = {}
         self._leased: list[tuple[Inode, float]] = []
+        self._progress = Gate()
         self._closing: dict[Action, Gate] = {}
         """Those with the agent that open a file for writing to close it."""
         self._last_job = 0
@@ -111,6 +112,7 @@ class Performing:
                 self._has_closed(action)
                 self._give_up(action)
         self._go_on(list(self._queues))
+        self._has_progressed()
 
     def add(self, action: Action) -> None:
         """Do it, after the notices that come first."""
@@ -277,6 +279,7 @@ class Performing:
                     self._starved.setdefault(key)
         if outcomes:
             hand.keys = +hand.keys
+            self._has_progressed()
         return bool(outcomes)
 
     def _ended(self, action: Action, number: int) -> bool:
@@ -312,6 +315,15 @@ class Performing:
         else:
             self._give_up(action)
         return False
+
+    def busy_with(self, keys: set[RealKey]) -> Gate | None:
+        """What is opened when there is something less to do, if there is something for these keys."""
+        is_busy = not keys.isdisjoint(self._queues) or any(not keys.isdisjoint(hand.keys) for hand in self._hands)
+        return self._progress if is_busy else None
+
+    def _has_progressed(self) -> None:
+        gate, self._progress = self._progress, Gate()
+        gate.open()
 
     def closing(self, inode: Inode) -> Gate | None:
         """As long as the agent may have it open for writing nobody can execute it: who wants to has to wait a moment.

@@ -5,6 +5,7 @@ Owns the sources, and knows which one is for which device. Never looks at what h
 """
 
 import errno
+import select
 from collections.abc import Callable, Container
 from typing import Final
 
@@ -83,7 +84,10 @@ class Watchers:
             self._ways[device] = kind
             return kind
         if limit is not None:
-            raise limit
+            try:
+                raise limit
+            finally:
+                del limit  # else it and this frame would refer to each other
         self._ways[device] = NOTHING
         return NOTHING
 
@@ -113,6 +117,17 @@ class Watchers:
             if source.fd == fd:
                 return source.read(own)
         return []
+
+    @property
+    def descriptors(self) -> list[int]:
+        return [source.fd for source in self._sources.values()]
+
+    def has_news(self) -> bool:
+        """Is there something to read?"""
+        poll = select.poll()
+        for fd in self.descriptors:
+            poll.register(fd, select.POLLIN)
+        return bool(poll.poll(0))
 
     def tells_who(self, fd: int) -> bool:
         """Does the watcher leave out what this process has done?"""

@@ -3,7 +3,7 @@
 import errno
 import os
 import threading
-from ctypes import addressof, create_string_buffer, string_at
+from ctypes import addressof, create_string_buffer, get_errno, string_at
 from typing import Final
 
 from . import libc
@@ -28,11 +28,12 @@ def names(directory: int, name: bytes) -> bytes:
             return b""
         if size > 0:
             return string_at(address, size)
-        error = libc.failure(name)
-        if error.errno == errno.EOPNOTSUPP:
+        number = get_errno()
+        if number == errno.EOPNOTSUPP:
             return b""
-        if error.errno != errno.ENOSYS:
-            raise error
+        if number != errno.ENOSYS:
+            # Not by a name: the exception would refer to this frame, and this frame to the exception, and to all above.
+            raise libc.failure(name)
         _missing.append(True)
     try:
         listed = os.listxattr(b"/proc/self/fd/%d/%s" % (directory, name), follow_symlinks=False)

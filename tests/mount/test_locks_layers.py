@@ -75,7 +75,7 @@ WHOLE = """
     B flock none
     A flock exclusive
     H flock shared -> EAGAIN
-    A closes f
+    A flock none
     H flock exclusive
     B flock shared -> EAGAIN
 """
@@ -260,7 +260,7 @@ def test_overlays_that_share_a_lower_lock_one_file(our_layers: Layers, tmp_path:
             S gets it
             S flock exclusive
             B flock shared -> EAGAIN
-            S closes f
+            S flock none
             B flock exclusive
             B posix write 0-end
         """)
