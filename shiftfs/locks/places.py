@@ -21,6 +21,7 @@ from .real import RealFile
 _FLAGS: Final = os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 _PLACE: Final = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | _FLAGS
 _DIRECTORY: Final = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_LAST_LOOKS: Final = 3
 _ATTEMPTS: Final = 100
 _PAUSE: Final = 0.001
 
@@ -61,14 +62,27 @@ class Places:
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
 
     def _done(self, name: bytes, anchor: int) -> None:
-        """The last one removes it: a lease for writing is for who alone has a file open (fcntl(2), F_SETLEASE)."""
+        """The last one removes it. Two who go at the same moment may each take the other for one that stays, so it is
+        looked at again without a hand on it; what is left all the same is empty, and goes with the next who use it."""
+        os.close(anchor)
+        for _ in range(_LAST_LOOKS):
+            try:
+                fd = os.open(name, os.O_RDWR | os.O_NOFOLLOW | _FLAGS, dir_fd=self._directory)
+            except OSError:
+                return  # somebody is just removing it, or has
+            if self._removes(name, fd):
+                return
+
+    def _removes(self, name: bytes, fd: int) -> bool:
+        """A lease for writing is for who alone has a file open (fcntl(2), F_SETLEASE)."""
         try:
-            fcntl.fcntl(anchor, fcntl.F_SETLEASE, fcntl.F_WRLCK)
+            fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_WRLCK)
             os.unlink(name, dir_fd=self._directory)
+            return True
         except OSError:
-            pass  # somebody else has it open, and will remove it
+            return False
         finally:
-            os.close(anchor)
+            os.close(fd)
 
 
 def _made(above: int, name: str) -> int:

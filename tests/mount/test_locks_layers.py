@@ -261,6 +261,7 @@ def test_overlays_that_share_a_lower_lock_one_file(our_layers: Layers, tmp_path:
             S flock exclusive
             B flock shared -> EAGAIN
             S flock none
+            S posix none 0-end
             B flock exclusive
             B posix write 0-end
         """)
