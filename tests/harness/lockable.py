@@ -41,6 +41,14 @@ KINDS = {
 }
 
 
+SERVED = {
+    "layers": Kind("source", ("locks=layers",), serves=True),
+    "layers, upper": Kind("upper", ("locks=layers",), serves=True),
+    "layers, lower": Kind("lower", ("locks=layers",), serves=True),
+}
+"""Where the mount serves locks."""
+
+
 @dataclass(frozen=True)
 class Lockable:
     """A file, `path`; `layer`, where it is; `upper`, where it is once it has been copied up. Nothing else is in its
@@ -92,8 +100,8 @@ _numbers = itertools.count()
 
 @contextmanager
 def ground(name: str, *options: str) -> Iterator[Ground]:
-    """One of KINDS; `options` come in addition."""
-    kind = KINDS[name]
+    """One of KINDS or SERVED; `options` come in addition."""
+    kind = {**KINDS, **SERVED}[name]
     base = open_directory("locks-")
     layers = Layers(base)
     options = (*kind.options, *options)

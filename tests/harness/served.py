@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.commands import wait_until
+from harness.lockable import SERVED, Ground
 from harness.lockers import LIMIT, Locker, Stage
 from shiftfs.asking import ask
 
@@ -48,6 +49,11 @@ class ServedStage(Stage):
         locker.tell(*self._call(verb, list(words), waits=True))
         wait_until(lambda: locker.answered() or self.report()["waiting"] > before, f"{verb} {words} that waits", LIMIT)
         return f"{locker.answer()[0]}, at once" if locker.answered() else "it"
+
+
+def stage_on(place: Ground, path: Path) -> Stage:
+    """For whatever keeps the locks there."""
+    return ServedStage(path, place.path) if place.kind in SERVED else Stage(path)
 
 
 def _words(lock: dict[str, Any]) -> str:

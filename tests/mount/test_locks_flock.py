@@ -7,8 +7,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from harness.lockable import KINDS, Ground, ground
-from harness.lockers import Stage
+from harness.lockable import KINDS, SERVED, Ground, ground
+from harness.served import stage_on
 
 FLOCK = {
     "shared or exclusive": """
@@ -150,7 +150,7 @@ LOCKS = {
 }
 
 
-@pytest.fixture(scope="module", params=KINDS)
+@pytest.fixture(scope="module", params=[*KINDS, *SERVED])
 def place(request: pytest.FixtureRequest) -> Iterator[Ground]:
     with ground(request.param) as found:
         yield found
@@ -158,12 +158,12 @@ def place(request: pytest.FixtureRequest) -> Iterator[Ground]:
 
 @pytest.mark.parametrize("name", FLOCK)
 def test_flock(place: Ground, name: str) -> None:
-    with Stage(place.file().path) as stage:
+    with stage_on(place, place.file().path) as stage:
         stage.play(FLOCK[name])
 
 
 @pytest.mark.parametrize("lock", LOCKS)
 @pytest.mark.parametrize("name", ENDS)
 def test_ends(place: Ground, name: str, lock: str) -> None:
-    with Stage(place.file().path) as stage:
+    with stage_on(place, place.file().path) as stage:
         stage.play(ENDS[name].format(**LOCKS[lock]))
