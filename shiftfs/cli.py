@@ -47,6 +47,8 @@ _SIGNALS: Final = (*_ENDING, signal.SIGUSR1)
 
 _DESCRIPTORS: Final = 16384
 _SPARE_DESCRIPTORS: Final = 256
+_PER_LOCKED: Final = 16
+"""Descriptors that a file may come to with its locks, and more: others need some too."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -181,7 +183,10 @@ class Mount:
     def _locks(self) -> Locks:
         """Hold them on the real files too, also on those that come to be by copy-up."""
         tree, places = self._tree, Places.find()
-        locks = Locks(lambda inode: files_of(tree, places, inode.entry), self._loop.wait_aside)
+        if places is None and self._options.debug:
+            self._log("there is no directory for locks that mounts share: lower files are locked by themselves")
+        most = max(64, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // _PER_LOCKED)
+        locks = Locks(lambda inode: files_of(tree, places, inode.entry), self._loop.wait_aside, most)
         tree.on_copy(lambda entry, made: locks.copied_up(entry, lambda: RealFile("upper", opener(_duplicate(made)))))
         return locks
 

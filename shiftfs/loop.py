@@ -109,7 +109,7 @@ class _Waits:
 
     def start(self, call: Call, done: Done) -> Callable[[], None]:
         """From the loop; also what is returned, which calls it off: then it may end in any way."""
-        is_off = threading.Event()
+        is_off, is_over = threading.Event(), threading.Event()
 
         def work() -> None:
             result, failure = None, None
@@ -118,28 +118,35 @@ class _Waits:
             except BaseException as error:
                 failure = error
             self._ended(over, result, failure)
+            is_over.wait()  # a signal to a thread that has ended would go anywhere
 
         def over(result: Any, error: BaseException | None) -> None:
             self.threads -= 1
             self.called_off.discard(thread)
+            is_over.set()
             done(result, error)
 
         def call_off() -> None:
             is_off.set()
             self.called_off.add(thread)
-            self.interrupt()
+            self._interrupt(thread)
 
         thread = threading.Thread(target=work, name="waits", daemon=True)
+        try:
+            thread.start()
+        except RuntimeError:  # no more threads are to be had
+            raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN)) from None
         self.threads += 1
-        thread.start()
         return call_off
 
     def interrupt(self) -> None:
         """Again and again: a signal that comes before the call ends nothing."""
         for thread in self.called_off:
-            if thread.ident is not None:
-                with contextlib.suppress(ProcessLookupError):  # it has just ended
-                    signal.pthread_kill(thread.ident, INTERRUPTING)
+            self._interrupt(thread)
+
+    def _interrupt(self, thread: threading.Thread) -> None:
+        if thread.ident is not None:
+            signal.pthread_kill(thread.ident, INTERRUPTING)
 
 
 class Loop:
@@ -188,7 +195,7 @@ class Loop:
         """Serve until stopped. The calling thread is the loop's."""
         poll, ready, monotonic = self._poll.poll, self._ready, time.monotonic
         timeout: float | None = None
-        due = 0.0
+        due = interrupt_at = 0.0
         while not self._stopping or self._lingers():
             events = poll(timeout if not self._stopping else _LINGER_STEP)
             for fd, _ in events:
@@ -197,9 +204,10 @@ class Loop:
                     call()
                 elif fd == self._wake:
                     self._take_outcomes()
-            if self._waits.called_off:
-                self._waits.interrupt()
             now = monotonic()
+            if self._waits.called_off and now >= interrupt_at:
+                self._waits.interrupt()
+                interrupt_at = now + _INTERRUPT_AGAIN
             if now >= due:
                 # A tick follows every activity, and ticks go on while they are wanted: an idle mount never wakes.
                 wanted = self.on_tick(now)

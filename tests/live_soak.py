@@ -199,6 +199,13 @@ def left_over(before: Held, after: Held, shown: int) -> list[str]:
     return found
 
 
+def complaints(mount: Mount) -> list[str]:
+    """What its process has said that it should not have had to say."""
+    said = Path(f"/proc/{mount.pid}/fd/2")
+    lines = said.read_text(errors="replace")
+    return [f"{mount.path} said: {lines[-5000:]}"] if "Traceback" in lines else []
+
+
 def same(mount: Mount, fresh: Callable[[], Any]) -> str:
     """Where a mount shows something else than a fresh one, once all has settled; empty if nowhere."""
     end = time.monotonic() + SETTLE_LIMIT
@@ -251,6 +258,7 @@ def soak(minutes: float, seed: int, options: list[str]) -> list[str]:
             after = Held(mount)
             print(f"{mount.path}\n  before: {before[mount.path]}\n  after:  {after}")
             wrong += left_over(before[mount.path], after, shown)
+            wrong += complaints(mount)
     shutil.rmtree(base)
     return wrong
 

@@ -32,7 +32,7 @@ RULES = {
     "inodes": "tree",
     "locks": "locks inodes tree sys",
     "locks.ranges": "",
-    "locks.real": "sys",
+    "locks.real": "sys tree",
     "locks.places": "locks.real layer tree",
     "ops": "ops locks wire inodes tree shift sys.files",
     "channel": "sys",

@@ -7,12 +7,15 @@ Loop thread, but for what waits.
 import errno
 import os
 from collections.abc import Callable, Iterable
+from contextlib import ExitStack
 from typing import Final
 
 from ..sys import locks
 from ..sys.locks import NONE, READ, WRITE, Range
+from ..tree import Descriptor
 
-_ONLY_READABLE: Final = frozenset({errno.EROFS, errno.EACCES, errno.EPERM, errno.ETXTBSY, errno.EWOULDBLOCK})
+_FOR_GOOD: Final = frozenset({errno.EROFS, errno.EACCES, errno.EPERM})
+_ONLY_READABLE: Final = _FOR_GOOD | {errno.ETXTBSY, errno.EWOULDBLOCK}
 
 Held = Callable[[], Iterable[Range]]
 """What is held of all ranges at the moment."""
@@ -35,24 +38,41 @@ class RealFile:
     def set_range(self, start: int, end: int, kind: int, held: Held) -> bool:
         """False if somebody else's lock is in the way. A lock for writing, where the file cannot be written, is held
         as one for reading: that is what the layer can be told."""
+        if kind == NONE and self._ranges < 0:
+            return True  # nothing was ever locked: unlocking opens nothing, and cannot fail for that
         return locks.set_range(self._for(kind, held), start, end, self._expressed(kind))
 
     def set_whole(self, kind: int) -> bool:
         """flock(2)."""
+        if kind == NONE and self._whole < 0:
+            return True
         return locks.set_whole(self._for_whole(), kind)
 
     def in_the_way(self, start: int, end: int, kind: int, held: Held) -> tuple[Range, int] | None:
         return locks.in_the_way(self._for(kind, held), start, end, self._expressed(kind))
 
     def waiting_for_range(self, start: int, end: int, kind: int, held: Held) -> Callable[[], object]:
-        """A call that returns when the range could be locked, and then it is. On a thread of its own: a signal ends it
-        (EINTR)."""
+        """A call that returns when what is in the way may have gone. On a thread of its own: a signal ends it (EINTR).
+
+        An upgrade waits with the very description that holds what is to be upgraded, which a grant only adds to. A lock
+        for reading waits with another one, or a grant would take others' locks for writing; no further than somebody
+        outside has locked, or it would wait for our own.
+        """
         fd, kind = self._for(kind, held), self._expressed(kind)
-        return lambda: locks.set_range(fd, start, end, kind, wait=True)
+        if kind == WRITE:
+            waiting = Descriptor(os.dup(fd), os.close)
+            return lambda: locks.set_range(waiting.fd, start, end, kind, wait=True)
+        found = locks.in_the_way(fd, start, end, kind)
+        if found is None:
+            return lambda: None
+        first, last = max(start, found[0][0]), min(end, found[0][1])
+        waiting = Descriptor(self._open(os.O_RDONLY), os.close)
+        return lambda: locks.set_range(waiting.fd, first, last, kind, wait=True)
 
     def waiting_for_whole(self, kind: int) -> Callable[[], object]:
-        fd = self._for_whole()
-        return lambda: locks.set_whole(fd, kind, wait=True)
+        """flock(2) lets go of what its description has before it waits: so this is another."""
+        waiting = Descriptor(self._open(os.O_RDONLY), os.close)
+        return lambda: locks.set_whole(waiting.fd, kind, wait=True)
 
     def _expressed(self, kind: int) -> int:
         return READ if kind == WRITE and not self._is_writable else kind
@@ -64,14 +84,15 @@ class RealFile:
             self._is_writable = self._open_for_writing(held)
         return self._ranges
 
-    def _open_for_writing(self, held: Held) -> bool:
-        """Without a moment in which nothing is held. Nothing is for writing so far."""
+    def _open_for_writing(self, held: Held) -> bool | None:
+        """Without a moment in which nothing is held. Nothing is for writing so far. None if it may be possible later.
+        """
         try:
             fd = self._open(os.O_RDWR)
         except OSError as error:
             if error.errno not in _ONLY_READABLE:
                 raise
-            return False
+            return False if error.errno in _FOR_GOOD else None
         try:
             for start, end, kind in held():
                 if kind != NONE:
@@ -79,6 +100,7 @@ class RealFile:
         except BaseException:
             os.close(fd)
             raise
+        locks.set_range(self._ranges, 0, locks.END, NONE)
         os.close(self._ranges)
         self._ranges = fd
         return True
@@ -125,23 +147,34 @@ class RealFiles:
         self._set(self._files, left)
 
     def _set(self, files: Iterable[RealFile], ranges: Iterable[Range]) -> None:
+        """On all files, whatever becomes of one."""
         ranges = list(ranges)
-        for file in files:
-            for one in ranges:
-                file.set_range(*one, self._held)
+        with ExitStack() as stack:
+            for file in files:
+                for one in ranges:
+                    stack.callback(file.set_range, *one, self._held)
 
     def lock_whole(self, kind: int, before: int) -> RealFile | None:
         """flock(2), as `lock`."""
-        for number, file in enumerate(self._files):
-            if not file.set_whole(kind):
-                for locked in self._files[:number]:
-                    locked.set_whole(before)
-                return file
+        locked: list[RealFile] = []
+        try:
+            for file in self._files:
+                if not file.set_whole(kind):
+                    self._set_whole(locked, before)
+                    return file
+                locked.append(file)
+        except OSError:
+            self._set_whole(locked, before)
+            raise
         return None
 
     def unlock_whole(self, left: int) -> None:
-        for file in self._files:
-            file.set_whole(left)
+        self._set_whole(self._files, left)
+
+    def _set_whole(self, files: Iterable[RealFile], kind: int) -> None:
+        with ExitStack() as stack:
+            for file in files:
+                stack.callback(file.set_whole, kind)
 
     def in_the_way(self, start: int, end: int, kind: int) -> tuple[Range, int] | None:
         """A lock of somebody outside of the mount."""
@@ -153,11 +186,15 @@ class RealFiles:
 
     def add(self, file: RealFile, whole: int) -> None:
         """One more, which nobody else knows yet: what is held is held on it as well."""
-        for start, end, kind in self._held():
-            if kind != NONE:
-                file.set_range(start, end, kind, self._held)
-        if whole != NONE:
-            file.set_whole(whole)
+        try:
+            for start, end, kind in self._held():
+                if kind != NONE:
+                    file.set_range(start, end, kind, self._held)
+            if whole != NONE:
+                file.set_whole(whole)
+        except OSError:
+            file.close()
+            raise
         self._files.append(file)
 
     @property

@@ -22,7 +22,7 @@ WaitAside = Callable[[Callable[[], object], Outcome], Callable[[], None]]
 
 
 class Wanted(NamedTuple):
-    """A lock that somebody asks for; `whole` for flock(2), which has no range."""
+    """A lock that somebody asks for; `whole` for flock(2), which has no range, and whose owner is the open file."""
 
     inode: Inode
     owner: int
@@ -85,7 +85,11 @@ class Locks:
     """Of one mount. `files_of` gives the real files of an inode, `wait_aside` runs a call that waits, and gives what
     calls it off."""
 
-    def __init__(self, files_of: Callable[[Inode], Iterable[RealFile]], wait_aside: WaitAside) -> None:
+    def __init__(
+        self, files_of: Callable[[Inode], Iterable[RealFile]], wait_aside: WaitAside, most: int = 1 << 20
+    ) -> None:  # fmt: skip
+        """`most`: of how many inodes there may be locks at a time; one takes a few descriptors."""
+        self._most = most
         self._files_of = files_of
         self._wait_aside = wait_aside
         self._files: dict[Inode, _File] = {}
@@ -109,6 +113,8 @@ class Locks:
 
     def take(self, wanted: Wanted) -> bool:
         """Lock, or unlock; False where somebody else's lock is in the way."""
+        if wanted.kind is Kind.NONE and wanted.inode not in self._files:
+            return True
         file = self._file(wanted.inode)
         try:
             return self._take(file, wanted) is True
@@ -144,17 +150,18 @@ class Locks:
         """close(2): all ranges of the owner."""
         self._drop(inode, lambda file: file.ranges.drop(owner))
 
-    def released(self, inode: Inode, fh: int, owner: int | None) -> None:
-        """The last descriptor of an open file: all that was locked through it, and flock(2)'s of the `owner`."""
+    def released(self, inode: Inode, fh: int) -> None:
+        """The last descriptor of an open file: all that was locked through it."""
         file = self._files.get(inode)
         if file is None:
             return
         file.handles.discard(fh)
-        self._drop(inode, lambda file: file.ranges.drop_handle(fh))
-        if owner is not None and file.whole.pop(owner, None) is not None:
-            file.real.unlock_whole(file.whole_kind)
+        try:
+            if file.whole.pop(fh, None) is not None:
+                file.real.unlock_whole(file.whole_kind)
+        finally:
             self._look_at_waiters(file)
-        self._let_go(inode, file)
+            self._drop(inode, lambda file: file.ranges.drop_handle(fh))
 
     def copied_up(self, entry: Any, file: Callable[[], RealFile]) -> None:
         """The inode of an entry has one more real file, which nobody can see yet."""
@@ -183,6 +190,8 @@ class Locks:
     def _file(self, inode: Inode) -> _File:
         file = self._files.get(inode)
         if file is None:
+            if len(self._files) >= self._most:
+                raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
             file = self._files[inode] = _File(self._files_of(inode))
         return file
 
@@ -200,8 +209,10 @@ class Locks:
         _, owner, pid, fh, start, end, kind, _ = wanted
         if kind is Kind.NONE:
             file.ranges.set(owner, start, end, kind, pid, fh)
-            file.real.unlock(file.ranges.needed(start, end))
-            self._look_at_waiters(file)
+            try:
+                file.real.unlock(file.ranges.needed(start, end))
+            finally:
+                self._look_at_waiters(file)
             return True
         if file.conflict(wanted) is not None:
             return False
@@ -241,11 +252,13 @@ class Locks:
         if file is None:
             return
         dropped = drop(file)
-        for start, end in dropped:
-            file.real.unlock(file.ranges.needed(start, end))
-        if dropped:
-            self._look_at_waiters(file)
-        self._let_go(inode, file)
+        try:
+            for start, end in dropped:
+                file.real.unlock(file.ranges.needed(start, end))
+        finally:
+            if dropped:
+                self._look_at_waiters(file)
+            self._let_go(inode, file)
 
     # Those who wait.
 
@@ -265,24 +278,32 @@ class Locks:
         else:
             held = lambda: file.ranges.needed(0, END)  # noqa: E731
             call = blocked.waiting_for_range(wanted.start, wanted.end, wanted.kind, held)
-        file.threads += 1
         waiter.call_off = self._wait_aside(call, lambda result, error: self._has_waited(file, waiter, error))
+        file.threads += 1
 
     def _has_waited(self, file: _File, waiter: Waiter, error: BaseException | None) -> None:
         """One real file has it; whether that is for anybody is to be seen."""
         waiter.call_off = None
         file.threads -= 1
+        try:
+            self._look_after_waiting(file, waiter, error)
+        except OSError as failure:
+            if waiter in file.waiters:
+                self._end(file, waiter, failure)
+
+    def _look_after_waiting(self, file: _File, waiter: Waiter, error: BaseException | None) -> None:
         wanted = waiter.wanted
-        if wanted.whole:
-            file.real.unlock_whole(file.whole_kind)
-        else:
-            file.real.unlock(file.ranges.needed(wanted.start, wanted.end))
-        if waiter not in file.waiters:
-            self._let_go(wanted.inode, file)
-        elif isinstance(error, OSError) and error.errno != errno.EINTR:
-            self._end(file, waiter, error)
-        else:
-            self._look_at(file, waiter)
+        if waiter in file.waiters:
+            if isinstance(error, OSError) and error.errno != errno.EINTR:
+                self._end(file, waiter, error)
+            else:
+                self._look_at(file, waiter)
+        if not waiter.is_granted:
+            if wanted.whole:
+                file.real.unlock_whole(file.whole_kind)
+            else:
+                file.real.unlock(file.ranges.needed(wanted.start, wanted.end))
+        self._let_go(wanted.inode, file)
 
     def _look_at_waiters(self, file: _File) -> None:
         """Something is free. In the order in which they came; what one gets may free something again."""

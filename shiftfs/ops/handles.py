@@ -16,7 +16,7 @@ from typing import Any, Final
 from ..inodes import Inode
 from ..tree import Descriptor, Gate, Work
 from ..wire import notices, replies, requests
-from ..wire.abi import FOpen, OpenInFlag, PollFlag, ReleaseFlag
+from ..wire.abi import FOpen, OpenInFlag, PollFlag
 from ..wire.requests import Header
 from . import files
 from .context import DONE, Context, Later, Payload, Result, not_supported, stale
@@ -27,7 +27,6 @@ _DIRECT: Final = int(FOpen.DIRECT_IO)
 _KEEP_CACHE: Final = int(FOpen.KEEP_CACHE)
 _CACHE_DIR: Final = int(FOpen.CACHE_DIR)
 _NO_FLUSH: Final = int(FOpen.NOFLUSH)
-_FLOCK_UNLOCK: Final = int(ReleaseFlag.FLOCK_UNLOCK)
 _EXEC: Final = 0x20
 """The kernel's own __FMODE_EXEC, which comes with an open for execve(2) (include/linux/fs.h)."""
 _SCHEDULE: Final = int(PollFlag.SCHEDULE_NOTIFY)
@@ -64,10 +63,14 @@ def open(ctx: Context, header: Header, request: requests.Open) -> Result:
 
 def _open_later(ctx: Context, header: Header, inode: Inode, request: requests.Open) -> Later:
     fh, answer = yield from _opened(ctx, header, inode, request.flags)
-    if request.flags & _EXEC:
-        yield from _executed(ctx, inode, fh)
-    if request.flags & os.O_TRUNC and not ctx.tree.is_made_up(inode.entry):
-        yield from _truncate(ctx, header, inode, bool(request.open_flags & _KILL_SUIDGID))
+    try:
+        if request.flags & _EXEC:
+            yield from _executed(ctx, inode, fh)
+        if request.flags & os.O_TRUNC and not ctx.tree.is_made_up(inode.entry):
+            yield from _truncate(ctx, header, inode, bool(request.open_flags & _KILL_SUIDGID))
+    except BaseException:  # its caller has been killed, too: nobody will release it
+        _let_go(ctx, ctx.handles.pop(fh))
+        raise
     return replies.open(fh, answer)
 
 
@@ -190,18 +193,21 @@ def _new_file(ctx: Context, parent: Inode, name: bytes, mode: int) -> Descriptor
 
 def release(ctx: Context, header: Header, request: requests.Release) -> Payload:
     opened: OpenFile | None = ctx.handles.pop(request.fh, None)
-    if ctx.locks is not None:
-        owner = request.lock_owner if request.release_flags & _FLOCK_UNLOCK else None
-        ctx.locks.released(ctx.inodes.get(header.nodeid), request.fh, owner)
     if opened is not None:
-        ctx.kept.pop(opened, None)
-        if opened.executed is not None:
-            ctx.executed[opened.executed] -= 1
-            if not ctx.executed[opened.executed]:
-                del ctx.executed[opened.executed]
-        if opened.stop_watching is not None:
-            opened.stop_watching()
+        _let_go(ctx, opened)
+    if ctx.locks is not None:
+        ctx.locks.released(ctx.inodes.get(header.nodeid), request.fh)
     return DONE
+
+
+def _let_go(ctx: Context, opened: OpenFile) -> None:
+    ctx.kept.pop(opened, None)
+    if opened.executed is not None:
+        ctx.executed[opened.executed] -= 1
+        if not ctx.executed[opened.executed]:
+            del ctx.executed[opened.executed]
+    if opened.stop_watching is not None:
+        opened.stop_watching()
 
 
 def flush(ctx: Context, header: Header, request: requests.Flush) -> Result:

@@ -25,9 +25,22 @@ def getlk(ctx: Context, header: Header, request: Lk) -> Payload:
     return replies.lk(*found) if found is not None else replies.lk(request.start, request.end, Kind.NONE, 0)
 
 
+@contextmanager
+def _as_lock_errors() -> Iterator[None]:
+    """As fcntl(2) has it."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.EMFILE, errno.ENFILE):
+            raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK)) from None
+        raise
+
+
 def setlk(ctx: Context, header: Header, request: Lk) -> Result:
     wanted = _wanted(ctx, header, request)
-    if not _locks(ctx).take(wanted):
+    with _as_lock_errors():
+        is_taken = _locks(ctx).take(wanted)
+    if not is_taken:
         raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
     return _caught_up(ctx, wanted)
 
@@ -35,7 +48,10 @@ def setlk(ctx: Context, header: Header, request: Lk) -> Result:
 def setlkw(ctx: Context, header: Header, request: Lk) -> Result:
     locks = _locks(ctx)
     wanted = _wanted(ctx, header, request)
-    waiter = locks.wait(wanted)
+    if wanted.kind is Kind.NONE:
+        return setlk(ctx, header, request)
+    with _as_lock_errors():
+        waiter = locks.wait(wanted)
     return _caught_up(ctx, wanted) if waiter.is_granted else _granted(ctx, header, locks, waiter)
 
 
@@ -101,4 +117,6 @@ def _wanted(ctx: Context, header: Header, request: Lk) -> Wanted:
     start, end = (0, END) if whole else (request.start, request.end)
     if not 0 <= start <= end <= END or request.type not in tuple(Kind):
         raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
-    return Wanted(inode, request.owner, request.pid, request.fh, start, end, Kind(request.type), whole)
+    # The kernel's word for an open file may be another's as soon as that is closed, and its RELEASE comes later.
+    owner = request.fh if whole else request.owner
+    return Wanted(inode, owner, request.pid, request.fh, start, end, Kind(request.type), whole)

@@ -28,6 +28,8 @@ from .watching import Watching
 
 _COMES_OR_GOES: Final = What.CREATED | What.DELETED
 _CONTENT: Final = What.MODIFIED | What.CLOSED
+_READS: Final = 64
+"""How often a watcher is read for somebody who waits for its news: no request is served meanwhile."""
 _WHITEOUTS: Final = 4096
 """How many that have been made behind the mount are remembered: what goes with them does not uncover what it hid."""
 _WORDS: Final = {
@@ -106,17 +108,20 @@ class Live:
     def catch_up(self, inode: Inode) -> Steps | None:
         """As ops.context.Live: who changes something has put the news of it into our queue before his call returned."""
         has_news = self._watchers.has_news()
-        while self._watchers.has_news():
+        for _ in range(_READS):
+            if not self._watchers.has_news():
+                break
             for fd in self._watchers.descriptors:
                 self.ready(fd)
         about = [inode, *{parent for parent, _ in self._ctx.inodes.places(inode)}]
         keys = {one.key for one in about}
-        if not has_news and self._performing.busy_with(keys) is None and not self._ctx.is_telling(about):
+        last = self._performing.last_order
+        if not has_news and self._performing.busy_with(keys, last) is None and not self._ctx.is_telling(about):
             return None
-        return self._caught_up(about, keys)
+        return self._caught_up(about, keys, last)
 
-    def _caught_up(self, about: list[Inode], keys: set[RealKey]) -> Steps:
-        while (gate := self._performing.busy_with(keys)) is not None:
+    def _caught_up(self, about: list[Inode], keys: set[RealKey], last: int) -> Steps:
+        while (gate := self._performing.busy_with(keys, last)) is not None:
             yield gate
         # Notices about one inode, and about names in it, are written in their order.
         yield self._ctx.tell([notices.inval_inode(one.nodeid, -1 if one.is_directory else 0, 0) for one in about])

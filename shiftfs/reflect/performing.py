@@ -316,10 +316,18 @@ class Performing:
             self._give_up(action)
         return False
 
-    def busy_with(self, keys: set[RealKey]) -> Gate | None:
-        """What is opened when there is something less to do, if there is something for these keys."""
-        is_busy = not keys.isdisjoint(self._queues) or any(not keys.isdisjoint(hand.keys) for hand in self._hands)
+    def busy_with(self, keys: set[RealKey], last: int) -> Gate | None:
+        """What is opened when there is something less to do, if there is something for these keys that was added no
+        later than the action with the order `last`."""
+        is_queued = any(queue[0].order <= last for key in keys if (queue := self._queues.get(key)))
+        given = (action for hand in self._hands for _, action in hand.given)
+        is_busy = is_queued or any(one.order <= last and not keys.isdisjoint(one.keys) for one in given)
         return self._progress if is_busy else None
+
+    @property
+    def last_order(self) -> int:
+        """Of all that has been added so far."""
+        return self._last_order
 
     def _has_progressed(self) -> None:
         gate, self._progress = self._progress, Gate()
