@@ -305,8 +305,7 @@ class Performing:
             self._add_again(action)
             return True
         elif number in _BUSY:  # a lease is being broken, or the file is being run: nobody may have it open for writing
-            if number == errno.EAGAIN:
-                self._postpone(action)
+            self._postpone(action)
             self._is_over(action)
             self._tell(action.then)
         elif number == errno.EBUSY:  # something is mounted there, and is to stay
@@ -351,7 +350,8 @@ class Performing:
             self._leased.append((inode, action.deadline))
 
     def take_leased(self) -> list[tuple[Inode, float]]:
-        """The files that could not be opened for writing because of a lease, each to be tried again until when."""
+        """The files that could not be opened for writing, as somebody has a lease or runs them, each to be tried again
+        until when."""
         leased, self._leased = self._leased, []
         return leased
 

@@ -282,6 +282,7 @@ def test_a_file_that_is_run_already_is_not_opened(agent: Agent) -> None:
     agent.close(file)
     assert not any(thread.jobs for thread in agent.threads)
     assert agent.waiting == 0
+    assert [one for one, _ in agent.performing.take_leased()] == [file], "but later"
 
 
 def test_a_leased_file_is_to_be_closed_later(agent: Agent) -> None:
