@@ -6,15 +6,17 @@ from typing import Any, NamedTuple
 
 from . import __version__
 from .inodes import Inode
-from .locks.ranges import END
 from .loop import Loop
 from .options import MountOptions
 from .reflect.journal import Journal
 from .reflect.reflection import Reflection
 from .session import Session
 from .shift.idmap import IdMap
+from .sys.locks import END, READ, WRITE
 from .tree import Tree
 from .wire.abi import InitFlag
+
+_KINDS = {READ: "read", WRITE: "write"}
 
 
 class Parts(NamedTuple):
@@ -114,7 +116,7 @@ def _locks(parts: Parts) -> dict[str, Any]:
                 "path": os.fsdecode(parts.tree.path_of(inode.entry)),
                 "number": _number(parts.tree, inode),
                 "kind": "flock" if is_whole else "range",
-                "type": held.kind.name.lower(),
+                "type": _KINDS[held.kind],
                 "start": held.start,
                 "end": None if held.end == END else held.end,
                 "pid": held.pid,

@@ -7,7 +7,7 @@ Loop thread, but for what waits.
 import errno
 import os
 from collections.abc import Callable, Iterable
-from contextlib import ExitStack
+from functools import partial
 from typing import Final
 
 from ..sys import locks
@@ -17,8 +17,8 @@ from ..tree import Descriptor
 _FOR_GOOD: Final = frozenset({errno.EROFS, errno.EACCES, errno.EPERM})
 _ONLY_READABLE: Final = _FOR_GOOD | {errno.ETXTBSY, errno.EWOULDBLOCK}
 
-Held = Callable[[], Iterable[Range]]
-"""What is held of all ranges at the moment."""
+Held = Callable[[int, int], Iterable[Range]]
+"""What is held of a range at the moment, first and last byte."""
 
 
 class RealFile:
@@ -94,7 +94,7 @@ class RealFile:
                 raise
             return False if error.errno in _FOR_GOOD else None
         try:
-            for start, end, kind in held():
+            for start, end, kind in held(0, locks.END):
                 if kind != NONE:
                     locks.set_range(fd, start, end, kind)
         except BaseException:
@@ -127,54 +127,39 @@ class RealFiles:
         self._files = list(files)
         self._held = held
 
-    def lock(self, wanted: Iterable[Range], before: Iterable[Range]) -> RealFile | None:
-        """Hold these ranges on all files; or, where somebody else's lock is in the way on one, what was held `before`,
-        and that file. Raises OSError, and holds what was held before."""
-        wanted, before, locked = list(wanted), list(before), 0
+    def lock(self, start: int, end: int, kind: int) -> RealFile | None:
+        """Hold a range on all files, before `held` tells of it; or, where somebody else's lock is in the way on one,
+        no more than before: it is that file. Raises OSError, and holds no more than before."""
+        is_held = False
         try:
             for file in self._files:
-                locked += 1
-                if not all(file.set_range(*one, self._held) for one in wanted):
-                    self._set(self._files[:locked], before)
+                if not file.set_range(start, end, kind, self._held):
                     return file
-        except OSError:
-            self._set(self._files[:locked], before)
-            raise
+            is_held = True
+        finally:
+            if not is_held:
+                self.unlock(start, end)
         return None
 
-    def unlock(self, left: Iterable[Range]) -> None:
-        """Hold no more than these ranges from now on, which are no more than is held."""
-        self._set(self._files, left)
-
-    def _set(self, files: Iterable[RealFile], ranges: Iterable[Range]) -> None:
-        """On all files, whatever becomes of one."""
-        ranges = list(ranges)
-        with ExitStack() as stack:
-            for file in files:
-                for one in ranges:
-                    stack.callback(file.set_range, *one, self._held)
+    def unlock(self, start: int, end: int) -> None:
+        """Hold no more of a range than `held` tells."""
+        _do_all(partial(file.set_range, *one, self._held) for one in self._held(start, end) for file in self._files)
 
     def lock_whole(self, kind: int, before: int) -> RealFile | None:
         """flock(2), as `lock`."""
-        locked: list[RealFile] = []
+        is_held = False
         try:
             for file in self._files:
                 if not file.set_whole(kind):
-                    self._set_whole(locked, before)
                     return file
-                locked.append(file)
-        except OSError:
-            self._set_whole(locked, before)
-            raise
+            is_held = True
+        finally:
+            if not is_held:
+                self.unlock_whole(before)
         return None
 
     def unlock_whole(self, left: int) -> None:
-        self._set_whole(self._files, left)
-
-    def _set_whole(self, files: Iterable[RealFile], kind: int) -> None:
-        with ExitStack() as stack:
-            for file in files:
-                stack.callback(file.set_whole, kind)
+        _do_all(partial(file.set_whole, left) for file in self._files)
 
     def in_the_way(self, start: int, end: int, kind: int) -> tuple[Range, int] | None:
         """A lock of somebody outside of the mount."""
@@ -187,7 +172,7 @@ class RealFiles:
     def add(self, file: RealFile, whole: int) -> None:
         """One more, which nobody else knows yet: what is held is held on it as well."""
         try:
-            for start, end, kind in self._held():
+            for start, end, kind in self._held(0, locks.END):
                 if kind != NONE:
                     file.set_range(start, end, kind, self._held)
             if whole != NONE:
@@ -205,3 +190,15 @@ class RealFiles:
         for file in self._files:
             file.close()
         self._files.clear()
+
+
+def _do_all(calls: Iterable[Callable[[], object]]) -> None:
+    """All of them, whatever becomes of one."""
+    failed = 0
+    for call in calls:
+        try:
+            call()
+        except OSError as error:
+            failed = error.errno or errno.EIO
+    if failed:
+        raise OSError(failed, os.strerror(failed))

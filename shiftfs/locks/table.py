@@ -10,8 +10,9 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Final, NamedTuple
 
 from ..inodes import Inode
+from ..sys.locks import END, NONE, READ, WRITE
 from ..tree import Gate
-from .ranges import END, FileLocks, Held, Kind
+from .ranges import FileLocks, Held
 from .real import RealFile, RealFiles
 
 _LONGEST_CHAIN: Final = 64
@@ -30,7 +31,7 @@ class Wanted(NamedTuple):
     fh: int
     start: int
     end: int
-    kind: Kind
+    kind: int
     whole: bool
 
 
@@ -59,24 +60,24 @@ class _File:
         """Those that wait for somebody outside."""
         self.is_looking = False
         self.is_freer = False
-        self.real = RealFiles(files, lambda: self.ranges.needed(0, END))
+        self.real = RealFiles(files, self.ranges.needed)
 
     @property
     def is_idle(self) -> bool:
         return not (self.handles or self.threads or self.waiters or self.whole or len(self.ranges))
 
     @property
-    def whole_kind(self) -> Kind:
+    def whole_kind(self) -> int:
         """What all who hold flock(2)'s hold together."""
         kinds = {held.kind for held in self.whole.values()}
-        return Kind.WRITE if Kind.WRITE in kinds else Kind.READ if kinds else Kind.NONE
+        return WRITE if WRITE in kinds else READ if kinds else NONE
 
     def conflict(self, wanted: Wanted) -> Held | None:
         """Whose lock on the mount is in the way."""
         if not wanted.whole:
             return self.ranges.conflict(wanted.owner, wanted.start, wanted.end, wanted.kind)
         for owner, held in self.whole.items():
-            if owner != wanted.owner and Kind.WRITE in (held.kind, wanted.kind):
+            if owner != wanted.owner and WRITE in (held.kind, wanted.kind):
                 return held
         return None
 
@@ -113,7 +114,7 @@ class Locks:
 
     def take(self, wanted: Wanted) -> bool:
         """Lock, or unlock; False where somebody else's lock is in the way."""
-        if wanted.kind is Kind.NONE and wanted.inode not in self._files:
+        if wanted.kind == NONE and wanted.inode not in self._files:
             return True
         file = self._file(wanted.inode)
         try:
@@ -207,23 +208,23 @@ class Locks:
 
     def _take_range(self, file: _File, wanted: Wanted) -> bool | RealFile:
         _, owner, pid, fh, start, end, kind, _ = wanted
-        if kind is Kind.NONE:
+        if kind == NONE:
             file.ranges.set(owner, start, end, kind, pid, fh)
             try:
-                file.real.unlock(file.ranges.needed(start, end))
+                file.real.unlock(start, end)
             finally:
                 self._look_at_waiters(file)
             return True
         if file.conflict(wanted) is not None:
             return False
         # Others hold no more than this of the range: together that is it.
-        before = file.ranges.needed(start, end)
-        blocked = file.real.lock([(start, end, kind)], before)
+        blocked = file.real.lock(start, end, kind)
         if blocked is not None:
             return blocked
+        frees = kind == READ and bool(file.waiters) and any(one[2] == WRITE for one in file.ranges.needed(start, end))
         file.ranges.set(owner, start, end, kind, pid, fh)
         file.handles.add(fh)
-        if kind is Kind.READ and any(one[2] is Kind.WRITE for one in before):
+        if frees:
             self._look_at_waiters(file)
         return True
 
@@ -236,7 +237,7 @@ class Locks:
             del file.whole[wanted.owner]
             file.real.unlock_whole(file.whole_kind)
             self._look_at_waiters(file)
-        if wanted.kind is Kind.NONE:
+        if wanted.kind == NONE:
             return True
         if file.conflict(wanted) is not None:
             return False
@@ -254,7 +255,7 @@ class Locks:
         dropped = drop(file)
         try:
             for start, end in dropped:
-                file.real.unlock(file.ranges.needed(start, end))
+                file.real.unlock(start, end)
         finally:
             if dropped:
                 self._look_at_waiters(file)
@@ -276,8 +277,7 @@ class Locks:
         if wanted.whole:
             call = blocked.waiting_for_whole(wanted.kind)
         else:
-            held = lambda: file.ranges.needed(0, END)  # noqa: E731
-            call = blocked.waiting_for_range(wanted.start, wanted.end, wanted.kind, held)
+            call = blocked.waiting_for_range(wanted.start, wanted.end, wanted.kind, file.ranges.needed)
         waiter.call_off = self._wait_aside(call, lambda result, error: self._has_waited(file, waiter, error))
         file.threads += 1
 
@@ -302,7 +302,7 @@ class Locks:
             if wanted.whole:
                 file.real.unlock_whole(file.whole_kind)
             else:
-                file.real.unlock(file.ranges.needed(wanted.start, wanted.end))
+                file.real.unlock(wanted.start, wanted.end)
         self._let_go(wanted.inode, file)
 
     def _look_at_waiters(self, file: _File) -> None:

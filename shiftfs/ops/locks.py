@@ -8,10 +8,11 @@ import errno
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Final
 
 from ..inodes import Inode
-from ..locks.ranges import END, Kind
 from ..locks.table import Locks, Waiter, Wanted
+from ..sys.locks import END, NONE, READ, WRITE
 from ..tree import Steps
 from ..wire import notices, replies
 from ..wire.abi import LkFlag
@@ -19,27 +20,27 @@ from ..wire.bodies import Lk
 from ..wire.requests import Header
 from .context import DONE, FOREVER, Context, Later, Payload, Result, not_supported
 
+_FLOCK: Final = int(LkFlag.FLOCK)
+_KINDS: Final = (READ, WRITE, NONE)
+_NO_DESCRIPTOR: Final = frozenset({errno.EMFILE, errno.ENFILE})
+
 
 def getlk(ctx: Context, header: Header, request: Lk) -> Payload:
     found = _locks(ctx).in_the_way(_wanted(ctx, header, request))
-    return replies.lk(*found) if found is not None else replies.lk(request.start, request.end, Kind.NONE, 0)
+    return replies.lk(*found) if found is not None else replies.lk(request.start, request.end, NONE, 0)
 
 
-@contextmanager
-def _as_lock_errors() -> Iterator[None]:
+def _as_lock_error(error: OSError) -> OSError:
     """As fcntl(2) has it."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno in (errno.EMFILE, errno.ENFILE):
-            raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK)) from None
-        raise
+    return OSError(errno.ENOLCK, os.strerror(errno.ENOLCK)) if error.errno in _NO_DESCRIPTOR else error
 
 
 def setlk(ctx: Context, header: Header, request: Lk) -> Result:
     wanted = _wanted(ctx, header, request)
-    with _as_lock_errors():
+    try:
         is_taken = _locks(ctx).take(wanted)
+    except OSError as error:
+        raise _as_lock_error(error) from None
     if not is_taken:
         raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
     return _caught_up(ctx, wanted)
@@ -48,17 +49,19 @@ def setlk(ctx: Context, header: Header, request: Lk) -> Result:
 def setlkw(ctx: Context, header: Header, request: Lk) -> Result:
     locks = _locks(ctx)
     wanted = _wanted(ctx, header, request)
-    if wanted.kind is Kind.NONE:
+    if wanted.kind == NONE:
         return setlk(ctx, header, request)
-    with _as_lock_errors():
+    try:
         waiter = locks.wait(wanted)
+    except OSError as error:
+        raise _as_lock_error(error) from None
     return _caught_up(ctx, wanted) if waiter.is_granted else _granted(ctx, header, locks, waiter)
 
 
 def _caught_up(ctx: Context, wanted: Wanted) -> Result:
     """Whoever has a lock sees what was done under the one before, by whomever, as on a local filesystem: also what the
     kernel remembers of the file, and of names beside it."""
-    if wanted.kind is Kind.NONE:
+    if wanted.kind == NONE:
         return DONE
     missing = _missing(ctx, wanted.inode)
     return DONE if missing is None else _later(missing)
@@ -113,10 +116,10 @@ def _locks(ctx: Context) -> Locks:
 
 def _wanted(ctx: Context, header: Header, request: Lk) -> Wanted:
     inode = ctx.inodes.get(header.nodeid)
-    whole = bool(request.lk_flags & LkFlag.FLOCK)
+    whole = bool(request.lk_flags & _FLOCK)
     start, end = (0, END) if whole else (request.start, request.end)
-    if not 0 <= start <= end <= END or request.type not in tuple(Kind):
+    if not 0 <= start <= end <= END or request.type not in _KINDS:
         raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
     # The kernel's word for an open file may be another's as soon as that is closed, and its RELEASE comes later.
     owner = request.fh if whole else request.owner
-    return Wanted(inode, owner, request.pid, request.fh, start, end, Kind(request.type), whole)
+    return Wanted(inode, owner, request.pid, request.fh, start, end, request.type, whole)

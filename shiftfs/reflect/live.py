@@ -107,16 +107,15 @@ class Live:
 
     def catch_up(self, inode: Inode) -> Steps | None:
         """As ops.context.Live: who changes something has put the news of it into our queue before his call returned."""
-        has_news = self._watchers.has_news()
-        for _ in range(_READS):
-            if not self._watchers.has_news():
-                break
+        reads = 0
+        while reads < _READS and self._watchers.has_news():
+            reads += 1
             for fd in self._watchers.descriptors:
                 self.ready(fd)
         about = [inode, *{parent for parent, _ in self._ctx.inodes.places(inode)}]
         keys = {one.key for one in about}
         last = self._performing.last_order
-        if not has_news and self._performing.busy_with(keys, last) is None and not self._ctx.is_telling(about):
+        if not reads and self._performing.busy_with(keys, last) is None and not self._ctx.is_telling(about):
             return None
         return self._caught_up(about, keys, last)
 

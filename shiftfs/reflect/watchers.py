@@ -48,6 +48,7 @@ class Watchers:
         self._order = MODES[mode]
         self._on_descriptor = on_descriptor
         self._sources: dict[str, Source] = {}
+        self._poll = select.poll()
         self._ways: dict[int, str] = {}
         self._refused = 0
         self._limited = 0
@@ -103,6 +104,7 @@ class Watchers:
             source.close()
             raise
         self._sources[kind] = source
+        self._poll.register(source.fd, select.POLLIN)
         self._on_descriptor(source.fd)
 
     def remove(self, token: Token, fd: int, name: bytes) -> bool:
@@ -124,10 +126,7 @@ class Watchers:
 
     def has_news(self) -> bool:
         """Is there something to read?"""
-        poll = select.poll()
-        for fd in self.descriptors:
-            poll.register(fd, select.POLLIN)
-        return bool(poll.poll(0))
+        return bool(self._poll.poll(0))
 
     def tells_who(self, fd: int) -> bool:
         """Does the watcher leave out what this process has done?"""
@@ -156,6 +155,7 @@ class Watchers:
         for kind, source in list(self._sources.items()):
             if source.fd == fd:
                 del self._sources[kind]
+                self._poll.unregister(fd)
                 source.close()
                 self._ways = {device: way for device, way in self._ways.items() if way != kind}
                 return True
@@ -163,6 +163,7 @@ class Watchers:
 
     def close(self) -> None:
         for source in self._sources.values():
+            self._poll.unregister(source.fd)
             source.close()
         self._sources.clear()
         self._ways.clear()

@@ -9,12 +9,14 @@ from pathlib import Path
 import pytest
 
 from shiftfs.locks.places import Places
-from shiftfs.locks.ranges import END, FileLocks, Kind
+from shiftfs.locks.ranges import FileLocks
 from shiftfs.locks.real import RealFile, RealFiles
 from shiftfs.sys import locks
-from shiftfs.sys.locks import NONE, READ, WRITE
+from shiftfs.sys.locks import END, NONE, READ, WRITE, Range
 
-NOTHING: list[locks.Range] = [(0, END, NONE)]
+
+def nothing(start: int, end: int) -> list[Range]:
+    return [(start, end, NONE)]
 
 
 class Other:
@@ -63,10 +65,10 @@ def test_a_file_is_open_for_reading_until_it_is_locked_for_writing(paths: list[P
     held = FileLocks()
     file = opening(paths[0], opened)
     assert opened == []
-    assert file.set_range(0, 9, READ, lambda: held.needed(0, END))
-    held.set(1, 0, 9, Kind.READ, 1, 1)
+    assert file.set_range(0, 9, READ, held.needed)
+    held.set(1, 0, 9, READ, 1, 1)
     assert opened == [os.O_RDONLY]
-    assert file.set_range(20, 29, WRITE, lambda: held.needed(0, END))
+    assert file.set_range(20, 29, WRITE, held.needed)
     assert opened == [os.O_RDONLY, os.O_RDWR]
     assert [others[0].may(at, at, WRITE) for at in (5, 15, 25)] == [False, True, False], "what was held is held"
     file.close()
@@ -76,7 +78,7 @@ def test_a_file_is_open_for_reading_until_it_is_locked_for_writing(paths: list[P
 @pytest.mark.parametrize("error", [errno.EROFS, errno.EACCES, errno.ETXTBSY])
 def test_what_cannot_be_written_is_locked_for_reading(paths: list[Path], others: list[Other], error: int) -> None:
     file = opening(paths[0], [], error)
-    assert file.set_range(0, 9, WRITE, lambda: NOTHING)
+    assert file.set_range(0, 9, WRITE, nothing)
     assert others[0].may(5, 5, READ) and not others[0].may(5, 5, WRITE)
     file.close()
 
@@ -84,26 +86,29 @@ def test_what_cannot_be_written_is_locked_for_reading(paths: list[Path], others:
 def test_what_cannot_be_opened_is_an_error(paths: list[Path]) -> None:
     file = opening(paths[0], [], errno.EIO)
     with pytest.raises(OSError, match="Input/output"):
-        file.set_range(0, 9, WRITE, lambda: NOTHING)
+        file.set_range(0, 9, WRITE, nothing)
     file.close()
 
 
 def test_all_files_are_locked_or_none(paths: list[Path], others: list[Other]) -> None:
-    files = RealFiles([opening(path, []) for path in paths], lambda: NOTHING)
+    held = FileLocks()
+    files = RealFiles([opening(path, []) for path in paths], held.needed)
     assert others[1].takes(5, 5, READ)
-    blocked = files.lock([(0, 9, WRITE)], [(0, 9, NONE)])
+    blocked = files.lock(0, 9, WRITE)
     assert blocked is not None and others[0].may(0, 9, WRITE)
-    assert files.lock([(0, 9, READ)], [(0, 9, NONE)]) is None
+    assert files.lock(0, 9, READ) is None
+    held.set(1, 0, 9, READ, 1, 1)
     assert not others[0].may(0, 9, WRITE)
-    assert files.lock([(0, 9, WRITE)], [(0, 9, READ)]) is blocked
+    assert files.lock(0, 9, WRITE) is blocked
     assert others[0].may(0, 9, READ) and not others[0].may(0, 9, WRITE), "held for reading, as before"
-    files.unlock([(0, 9, NONE)])
+    held.set(1, 0, 9, NONE, 1, 1)
+    files.unlock(0, 9)
     assert others[0].may(0, 9, WRITE)
     files.close()
 
 
 def test_flock_likewise(paths: list[Path]) -> None:
-    files = RealFiles([opening(path, []) for path in paths], lambda: NOTHING)
+    files = RealFiles([opening(path, []) for path in paths], nothing)
     with open(paths[1]) as other, open(paths[0]) as first:
         fcntl.flock(other, fcntl.LOCK_SH)
         assert files.lock_whole(WRITE, NONE) is not None
@@ -119,11 +124,11 @@ def test_flock_likewise(paths: list[Path]) -> None:
 
 def test_a_file_that_comes_is_locked_as_the_others_are(paths: list[Path], others: list[Other]) -> None:
     held = FileLocks()
-    files = RealFiles([opening(paths[0], [])], lambda: held.needed(0, END))
-    assert files.lock([(0, 9, WRITE)], [(0, 9, NONE)]) is None
-    held.set(1, 0, 9, Kind.WRITE, 1, 1)
-    assert files.lock([(20, END, READ)], [(20, END, NONE)]) is None
-    held.set(2, 20, END, Kind.READ, 2, 2)
+    files = RealFiles([opening(paths[0], [])], held.needed)
+    assert files.lock(0, 9, WRITE) is None
+    held.set(1, 0, 9, WRITE, 1, 1)
+    assert files.lock(20, END, READ) is None
+    held.set(2, 20, END, READ, 2, 2)
     files.add(opening(paths[1], []), READ)
     assert [others[1].may(at, at, READ) for at in (5, 15, 25)] == [False, True, True]
     assert not others[1].may(25, 25, WRITE)
@@ -134,7 +139,7 @@ def test_a_file_that_comes_is_locked_as_the_others_are(paths: list[Path], others
 
 def test_who_is_in_the_way(paths: list[Path], others: list[Other]) -> None:
     """By what kind of lock, and -1 for an open file description."""
-    files = RealFiles([opening(path, []) for path in paths], lambda: NOTHING)
+    files = RealFiles([opening(path, []) for path in paths], nothing)
     assert files.in_the_way(0, END, WRITE) is None
     assert others[1].takes(5, END, READ)
     assert files.in_the_way(0, END, WRITE) == ((5, END, READ), -1)
@@ -148,11 +153,11 @@ def test_a_place_is_there_as_long_as_somebody_has_it(tmp_path: Path) -> None:
     key = (0x800001, 17, 5, 8)
     one, two = places.open(key), places.open(key)
     assert [path.name for path in tmp_path.iterdir()] == ["800001-11-5"]
-    assert one.set_range(0, 9, WRITE, lambda: NOTHING)
-    assert not two.set_range(5, 5, READ, lambda: NOTHING)
+    assert one.set_range(0, 9, WRITE, nothing)
+    assert not two.set_range(5, 5, READ, nothing)
     one.close()
     assert len(list(tmp_path.iterdir())) == 1
-    assert two.set_range(5, 5, WRITE, lambda: NOTHING)
+    assert two.set_range(5, 5, WRITE, nothing)
     two.close()
     assert list(tmp_path.iterdir()) == []
     os.close(directory)

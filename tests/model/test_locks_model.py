@@ -21,7 +21,8 @@ from harness import Layers, Mount, open_directory, wait_until
 from harness.layered import layered
 from harness.served import ServedStage
 from shiftfs.asking import ask
-from shiftfs.locks.ranges import END, FileLocks, Kind
+from shiftfs.locks.ranges import FileLocks
+from shiftfs.sys.locks import END, NONE, READ, WRITE
 
 pytestmark = pytest.mark.root
 
@@ -32,8 +33,9 @@ REAL: Final = {"A": ("lower", "upper"), "B": ("lower", "upper"), "S": ("lower",)
 Until the first mount's is there nobody sees what A and B hold on it."""
 MATES: Final = {"A": "AB", "B": "AB", "S": "S", "H": "H", "U": "U"}
 """Who is on the same mount, or in the same layer."""
-KINDS: Final = {"read": Kind.READ, "write": Kind.WRITE, "none": Kind.NONE}
-WHOLE: Final = {"shared": Kind.READ, "exclusive": Kind.WRITE, "none": Kind.NONE}
+KINDS: Final = {"read": READ, "write": WRITE, "none": NONE}
+KIND_NAMES: Final = {kind: name for name, kind in KINDS.items()}
+WHOLE: Final = {"shared": READ, "exclusive": WRITE, "none": NONE}
 
 NAMES = st.sampled_from("ABSHU")
 DESCRIPTORS = st.sampled_from("ffg")
@@ -76,7 +78,7 @@ class Lockers(RuleBasedStateMachine):
         self.stage, self.seen_by_second = Told(shown, first.path), ServedStage(other, second.path)
         self.opened: dict[Owner, bool] = {}
         self.ranges = {"lower": FileLocks(), "upper": FileLocks()}
-        self.whole: dict[Owner, Kind] = {}
+        self.whole: dict[Owner, int] = {}
 
     def teardown(self) -> None:
         self.stage.__exit__(None, None, None)
@@ -133,15 +135,15 @@ class Lockers(RuleBasedStateMachine):
         descriptor, owner = self._some(name, descriptor, "flock")
         if owner is None:
             return
-        wanted, held = WHOLE[kind], self.whole.get(owner, Kind.NONE)
+        wanted, held = WHOLE[kind], self.whole.get(owner, NONE)
         refused = wanted != held and any(
-            Kind.WRITE in (wanted, other) and wanted != Kind.NONE
+            WRITE in (wanted, other) and wanted != NONE
             for one, other in self.whole.items()
             if one != owner and share(one.name, name)
         )
         self.stage.play(f"{name} flock {kind} {descriptor} -> {'EAGAIN' if refused else 'it'}")
         self.whole.pop(owner, None)
-        if wanted != Kind.NONE and not refused:
+        if wanted != NONE and not refused:
             self.whole[owner] = wanted
 
     @rule(name=NAMES, descriptor=DESCRIPTORS, which=st.sampled_from(["posix", "ofd"]),
@@ -159,7 +161,7 @@ class Lockers(RuleBasedStateMachine):
             return
         held, where, _, holder = said.split()
         first, last = bytes_of(where)
-        assert first <= end and start <= last and Kind.WRITE in (KINDS[held], KINDS[kind]), said
+        assert first <= end and start <= last and WRITE in (KINDS[held], KINDS[kind]), said
         mates = [one for one in found if one[0] in MATES[name]]
         if mates and name in "AB":  # first who is on the mount; in the layer it may be a mount's
             assert (KINDS[held], first, last) in [one[1:] for one in mates], f"{said}, in the way: {found}"
@@ -201,14 +203,14 @@ class Lockers(RuleBasedStateMachine):
                 return one, Owner(name, "" if which == "posix" else one)
         return "", None
 
-    def _in_the_way(self, owner: Owner, start: int, end: int, kind: Kind) -> list[tuple[str, Kind, int, int]]:
+    def _in_the_way(self, owner: Owner, start: int, end: int, kind: int) -> list[tuple[str, int, int, int]]:
         """All that others hold and that conflicts; what FileLocks says of it is the same."""
         found = {
             (chr(held.owner >> 8), held.kind, held.start, held.end)
             for real in REAL[owner.name]
             for held in self.ranges[real]
             if held.owner != owner.number and held.start <= end and start <= held.end
-            and kind != Kind.NONE and Kind.WRITE in (kind, held.kind)
+            and kind != NONE and WRITE in (kind, held.kind)
         }  # fmt: skip
         refused = [self.ranges[real].conflict(owner.number, start, end, kind) for real in REAL[owner.name]]
         assert bool(found) == any(refused)
@@ -224,12 +226,12 @@ class Lockers(RuleBasedStateMachine):
 
     def _expected(self, names: str) -> list[str]:
         ranges = [
-            f"{held.kind.name.lower()} {held.start}-{'end' if held.end == END else held.end}"
+            f"{KIND_NAMES[held.kind]} {held.start}-{'end' if held.end == END else held.end}"
             for held in self.ranges["lower"]
             if chr(held.owner >> 8) in names
         ]
         whole = [
-            f"flock {'exclusive' if kind == Kind.WRITE else 'shared'}"
+            f"flock {'exclusive' if kind == WRITE else 'shared'}"
             for owner, kind in self.whole.items()
             if owner.name in names
         ]
