@@ -5,7 +5,6 @@ becomes. Main thread, which becomes the loop's.
 """
 
 import contextlib
-import gc
 import os
 import resource
 import signal
@@ -18,6 +17,7 @@ from typing import Final
 
 from . import mount, status
 from .daemon import Daemon, tell_service_manager
+from .interpreter import Interpreter
 from .layer import Layer, sizes_may_lie, sizes_of_kind_may_lie
 from .locks.places import Places, files_of, opener
 from .locks.real import RealFile
@@ -215,7 +215,7 @@ class Mount:
             signal.signal(INTERRUPTING, lambda number, frame: None)  # that a call ends is all it is for
             signal.signal(signal.SIGIO, signal.SIG_IGN)  # leases of ours last no longer than a call (locks/places.py)
             signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
-            _tune_interpreter()
+            self._interpreter = Interpreter()
             for note in self._options.notes if self._options.debug else ():
                 self._log(note)
             loop.run()
@@ -234,6 +234,7 @@ class Mount:
 
     def _tick(self, now: float) -> bool:
         """True if there is more to be done later."""
+        self._interpreter.tick()
         is_untidy = self._tree.tidy(now)
         for steps in self._tree.unfinished():
             self._session.run_aside(steps)
@@ -399,14 +400,6 @@ def _sizes_may_lie(layers: Sequence[Layer]) -> bool:
     above = tuple(os.path.realpath(layer.path).rstrip(b"/") + b"/" for layer in layers)
     inside = any(sizes_of_kind_may_lie(info.kind) and info.path.startswith(above) for info in listed())
     return inside or any(sizes_may_lie(layer.root.fd) for layer in layers)
-
-
-def _tune_interpreter() -> None:
-    """Nothing here makes reference cycles for long; a full collection over a million inodes would stop the mount."""
-    gc.freeze()
-    gc.set_threshold(100_000, 50, 1_000_000)
-    sys.setswitchinterval(0.0005)
-
 
 
 if __name__ == "__main__":

@@ -54,6 +54,11 @@ class Inode:
     def is_directory(self) -> bool:
         return self.key[3] & 0xF == _DIRECTORY
 
+    @property
+    def type(self) -> int:
+        """S_IFMT of its mode."""
+        return (self.key[3] & 0xF) << 12
+
     def told(self, name: bytes) -> "Inode | None":
         """What the kernel was told that a name of this directory leads to."""
         return self.children.get(name) if self.children is not None else None

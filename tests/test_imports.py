@@ -31,10 +31,10 @@ RULES = {
     "shift": "shift.idmap sys",
     "inodes": "tree",
     "locks": "locks inodes tree sys",
-    "locks.ranges": "",
+    "locks.ranges": "sys.locks",
     "locks.real": "sys tree",
     "locks.places": "locks.real layer tree",
-    "ops": "ops locks wire inodes tree shift sys.files",
+    "ops": "ops locks wire inodes tree shift sys.files sys.locks",
     "channel": "sys",
     "counters": "wire",
     "reflect.journal": "",
@@ -54,7 +54,8 @@ RULES = {
     "options": "version arguments usermaps vocabulary shift.idmap",
     "mount": "options sys",
     "daemon": "",
-    "status": "version options session loop inodes tree shift.idmap wire locks.ranges reflect.journal"
+    "interpreter": "",
+    "status": "version options session loop inodes tree shift.idmap wire sys.locks reflect.journal"
     " reflect.reflection",
     "cli": "everything",
     "__main__": "cli",

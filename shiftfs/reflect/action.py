@@ -30,16 +30,22 @@ class Verb(enum.IntEnum):
 
 class Subject:
     """What a name is to lead the agent to: `inode` where the kernel knows it, else what is at `place` by then, else
-    something made up under `nodeid`, of the type in `mode`. `links` more names are shown than there are."""
+    something made up under `nodeid`. `links` more names are shown than there are."""
 
-    __slots__ = ("inode", "links", "mode", "nodeid", "place")
+    __slots__ = ("_type", "inode", "links", "nodeid", "place")
 
-    def __init__(self, nodeid: int, mode: int, inode: Inode | None = None, place: Place | None = None) -> None:
+    def __init__(self, nodeid: int, type: int, inode: Inode | None = None, place: Place | None = None) -> None:
         self.nodeid = nodeid
-        self.mode = mode
+        self._type = type
         self.inode = inode
         self.place = place
         self.links = 0
+
+    @property
+    def type(self) -> int:
+        """S_IFMT of a mode. Of an inode it is always its own: shown with another one, even once, the kernel would fail
+        all that is asked of it from then on (EIO; fuse_stale_inode)."""
+        return self._type if self.inode is None else self.inode.type
 
 
 Shown = tuple[Inode, bytes]

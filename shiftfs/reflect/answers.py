@@ -30,7 +30,6 @@ _CHANGING: Final = frozenset(
     map(int, (Opcode.SETXATTR, Opcode.REMOVEXATTR, Opcode.WRITE, Opcode.FALLOCATE, Opcode.CREATE))
 )
 _DECIDING: Final = _CREATING | _REMOVING | _OPENING | {int(Opcode.SETATTR)}
-_TYPE: Final = 0o170000
 EARLY: Final = errno.ENOMEM
 """What becomes of an action whose turn has not come after all."""
 
@@ -93,13 +92,13 @@ class Answers:
         if inode is not None and inode.nlookup > 0:
             inode.nlookup += 1
             return replies.entry(inode.nodeid, 0, _NOW, _NOW, self._shown(inode, subject))
-        return self._by_now(subject, subject.place, lambda mode: stat.S_ISDIR(mode) is stat.S_ISDIR(subject.mode))
+        return self._by_now(subject, subject.place, lambda mode: stat.S_ISDIR(mode) is stat.S_ISDIR(subject.type))
 
     def _made(self, action: Action) -> Payload:
         """The kernel makes a name for what is there by now."""
         subject = action.subject
         assert subject is not None
-        return self._by_now(subject, action.places[-1], lambda mode: mode & _TYPE == subject.mode & _TYPE)
+        return self._by_now(subject, action.places[-1], lambda mode: stat.S_IFMT(mode) == subject.type)
 
     def _by_now(self, subject: Subject, place: Place | None, fits: Callable[[int], bool]) -> Payload:
         """What is at a place, or something made up where that has gone again or been replaced by what does not fit."""
@@ -130,9 +129,8 @@ class Answers:
 
     def _shown_made_up(self, subject: Subject, number: int = 1) -> tuple[int, ...]:
         now = int(time.time())
-        mode = subject.mode & _TYPE | 0o600
-        links = 2 if stat.S_ISDIR(subject.mode) else 1
-        return (number, 0, 0, now, now, now, 0, 0, 0, mode, links, 0, 0, 0, 4096, 0)
+        links = 2 if stat.S_ISDIR(subject.type) else 1
+        return (number, 0, 0, now, now, now, 0, 0, 0, subject.type | 0o600, links, 0, 0, 0, 4096, 0)
 
 
 def _for_now(entry: bytes) -> bytes:

@@ -126,7 +126,7 @@ class Changes:
             self._inodes.bury(inode)
         elif self._has_names(inode, handle):
             assert action.subject is not None
-            subject = action.subject if action.subject.inode is inode else self._subject(_type(inode), inode)
+            subject = action.subject if action.subject.inode is inode else self._subject(FILE, inode)
             subject.links = 1
             parent, name = action.places[-1]
             action.view[parent.nodeid, name] = subject
@@ -151,7 +151,7 @@ class Changes:
 
     def _replaced(self, action: Action, inode: Inode) -> None:
         parent, name = action.places[-1]
-        action.view[parent.nodeid, name] = self._subject(_type(inode), inode)
+        action.view[parent.nodeid, name] = self._subject(FILE, inode)
         self._leaves(action, inode)
 
     def modified(self, parent: Inode, name: bytes) -> None:
@@ -250,10 +250,10 @@ class Changes:
         first, second, found = parent.told(name), to.told(new_name), self.found(to, new_name)
         assert second is not None
         action = Action(Verb.EXCHANGE, ((parent, name), (to, new_name)), self._subject(FILE))
-        kind = _type(first) if first is not None else stat.S_IFMT(found[1].mode) if found is not None else FILE
+        kind = stat.S_IFMT(found[1].mode) if found is not None else FILE
         action.view = {
             (parent.nodeid, name): self._subject(kind, first, (to, new_name)),
-            (to.nodeid, new_name): self._subject(_type(second), second),
+            (to.nodeid, new_name): self._subject(FILE, second),
         }
         if first is None:
             self._ask(action, parent, name)
@@ -349,8 +349,8 @@ class Changes:
         except OSError:
             return None
 
-    def _subject(self, mode: int, inode: Inode | None = None, place: Place | None = None) -> Subject:
-        return Subject(self._inodes.new_nodeid(), mode, inode, place)
+    def _subject(self, type: int, inode: Inode | None = None, place: Place | None = None) -> Subject:
+        return Subject(self._inodes.new_nodeid(), type, inode, place)
 
     def _new_outside(self) -> Place:
         self._last_outside += 1
@@ -372,7 +372,3 @@ def _expired(parent: Inode, name: bytes) -> bytes:
 
 def _listing(directory: Inode) -> bytes:
     return notices.inval_inode(directory.nodeid, 0, 0)
-
-
-def _type(inode: Inode) -> int:
-    return (inode.key[3] & 0xF) << 12

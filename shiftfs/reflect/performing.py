@@ -233,7 +233,7 @@ class Performing:
             return True
         action.asked.clear()
         action.served = False
-        mode = action.subject.mode if action.subject is not None else 0
+        mode = action.subject.type if action.subject is not None else 0
         if not hand.thread.send(self._last_job + 1, action.verb, *action.paths, mode=mode):
             return False
         self._last_job += 1

@@ -134,7 +134,7 @@ def test_interrupt_of_nothing_that_waits(at_work: Served, unique: int) -> None:
 
 
 def test_a_failed_call_holds_nothing(at_work: Served, serve_readlink: Callable[[Handler], None]) -> None:
-    """Not even in a cycle, since collections are rare in a mount (cli._tune_interpreter)."""
+    """Not even in a cycle, since collections are rare in a mount (interpreter.py)."""
     closed: list[int] = []
 
     def fail(held: Descriptor) -> None:
