@@ -336,7 +336,8 @@ class OverlayTree:
         up = self._up
         if flags & files.RENAME_WHITEOUT:  # as the kernel's overlayfs: it would not show
             raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
-        if moved is None or not self.is_up(moved, name_only=True):  # it has changed behind the mount just now
+        is_up = moved is not None and self.is_up(moved, name_only=True) and self.is_up(directory) and self.is_up(to)
+        if moved is None or not is_up:  # it has changed behind the mount just now
             raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
         up.names.check_free(to, new_name, flags)
         if replaced is not None and not flags & files.RENAME_EXCHANGE:

@@ -12,7 +12,7 @@ from ..sys import files
 from ..wire.abi import Fattr, Opcode
 from ..wire.requests import Header
 from . import control
-from .context import Context, Later, Result
+from .context import Context, Later, Result, stale
 
 _SIZE: Final = int(Fattr.SIZE)
 _OWNER_AND_MODE: Final = int(Fattr.UID | Fattr.GID | Fattr.MODE)
@@ -35,24 +35,27 @@ def first(needs: Needs, handler: Callable[[Context, Header, Any], Result]) -> Ca
     """The handler, once all that it needs is up."""
 
     def served(ctx: Context, header: Header, request: Any) -> Result:
-        missing = [
-            need
-            for need in needs(ctx, header, request)
-            if not ctx.tree.is_up(need.inode.entry, need.metadata_only, need.name_only)
-        ]
+        missing = [need for need in needs(ctx, header, request) if not _is_up(ctx, need)]
         if not missing:
             return handler(ctx, header, request)
-        return _later(ctx, header, request, handler, missing)
+        return _later(ctx, header, request, handler, needs, missing)
 
     return served
 
 
+def _is_up(ctx: Context, need: Need) -> bool:
+    return ctx.tree.is_up(need.inode.entry, need.metadata_only, need.name_only)
+
+
 def _later(
-    ctx: Context, header: Header, request: Any, handler: Callable[[Context, Header, Any], Result], missing: list[Need]
-) -> Later:
+    ctx: Context, header: Header, request: Any, handler: Callable[[Context, Header, Any], Result], needs: Needs,
+    missing: list[Need],
+) -> Later:  # fmt: skip
     for inode, size, metadata_only, name_only in missing:
         yield from ctx.tree.copy_up(inode.entry, size, metadata_only, ctx.stopped(header.unique), name_only)
         ctx.is_up_now(inode)
+    if not all(_is_up(ctx, need) for need in needs(ctx, header, request)):
+        raise stale()  # what was up has gone, or another is there, behind the mount: the kernel looks anew
     result = handler(ctx, header, request)
     if isinstance(result, Generator):
         result = yield from result

@@ -259,3 +259,16 @@ def test_marks_are_not_shown(overlay: Overlay, layers: Layers) -> None:
         assert overlay.tree.listxattr(entry) == names
         for mark in (b"trusted.overlay.origin", b"trusted.overlay.impure", b"user.fuseoverlayfs.origin"):
             assert errno_of(partial(overlay.tree.getxattr, entry, mark)) == errno.ENODATA
+
+
+@pytest.mark.parametrize("gone", ["d", "only-top"])
+def test_a_directory_that_has_left_the_upper_just_now_is_looked_up_anew(overlay: Overlay, gone: str) -> None:
+    """By whoever renames between the two: one has been brought up, the other is up no longer."""
+    overlay.up(b"d/top")
+    overlay.up(b"d" if gone != "d" else b"only-top")
+    entries = {name: overlay.at(name.encode()) for name in ("d", "only-top", "d/top")}
+    if gone == "d":
+        entries["d"].upper = None
+    moved = entries["d/top"]
+    rename = partial(overlay.tree.rename, entries["d"], b"top", entries["only-top"], b"new", 0, moved, None)
+    assert errno_of(rename) == errno.ESTALE
