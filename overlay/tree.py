@@ -184,12 +184,20 @@ class OverlayTree:
             lower = entry.lowers[0]
             found.append(LockFile(lower.key, lower.held.path(lower), "lower"))
         elif entry.upper is not None and entry.upper.key != entry.key:
-            origin = self._lookup.origins.open(self._layers.private(entry.upper), entry.key)
+            origin = self._lookup.origins.open(self._layers.private(entry.upper), entry.key) or self._covered(entry)
             if origin is not None:
                 found.append(LockFile(entry.key, origin, "lower"))
         if entry.upper is not None:
             found.append(LockFile(entry.upper.key, entry.upper.held.path(entry.upper), "upper"))
         return found
+
+    def _covered(self, entry: Entry) -> Descriptor | None:
+        """What an inode has come up from, where handles do not lead to it: if it is still at its name."""
+        for directory in entry.parent.lowers if entry.parent is not None else ():
+            found = self._layers.find(directory, entry.name)
+            if found is not None and found[0] == entry.key:
+                return directory.held.path(directory.child(entry.name, entry.key))
+        return None
 
     def on_copy(self, call: Callable[[Entry, int], None]) -> None:
         if self._writing is not None:

@@ -230,8 +230,13 @@ def _flush(descriptor: Descriptor) -> Later:
 
 
 def _close_copy(descriptor: Descriptor) -> None:
-    """close(2) reports what went wrong with writes on network filesystems; a duplicate's does so as well."""
-    os.close(os.dup(descriptor.fd))
+    """close(2) reports what went wrong with writes on network filesystems; a duplicate's does so as well, where there
+    is room for one."""
+    try:
+        copy = os.dup(descriptor.fd)
+    except OSError:
+        return
+    os.close(copy)
 
 
 def opendir(ctx: Context, header: Header, request: requests.Open) -> Payload:

@@ -4,10 +4,7 @@ The other machine is this one: sshfs speaks over loopback to an sftp-server of t
 """
 
 import os
-import socket
-import subprocess
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,43 +14,17 @@ from harness import (
     Layers,
     Mount,
     layered,
-    mount_table,
     mounted,
-    newest_mount,
     read_tree,
-    unmount,
     wait_until,
     write_tree,
 )
 from harness.calls import opened
+from harness.remote import LIMIT, sshfs_at
 from harness.served import ServedStage
 
-SERVER = "/usr/lib/openssh/sftp-server"
-UNCACHED = "dir_cache=no,entry_timeout=0,attr_timeout=0,negative_timeout=0"
 SOON = "timeout=0.2"
-LIMIT = 10.0
 REMOTE: dict[str, Any] = {"d": {"one": b"1", "two": b"22", "sub": {"deep": b""}}, "f": b"remote", "l": Path("f")}
-
-
-@contextmanager
-def sshfs_at(path: Path, remote: Path) -> Iterator[None]:
-    """`remote` at `path`, as if it lay on another machine; nothing of it is cached on the way."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        server.settimeout(LIMIT)
-        port = server.getsockname()[1]
-        command: list[str | Path] = ["sshfs", "-f", "-o", f"directport={port},{UNCACHED}", f"127.0.0.1:{remote}", path]
-        with subprocess.Popen(command) as client:
-            connection, _ = server.accept()
-            end = connection.fileno()
-            with connection, subprocess.Popen([SERVER], stdin=end, stdout=end) as peer:
-                connection.close()
-                wait_until(lambda: any(entry.path == str(path) for entry in mount_table()), "sshfs is mounted", LIMIT)
-                try:
-                    yield
-                finally:
-                    unmount(newest_mount(path))
-                    client.wait(LIMIT)
-                    peer.wait(LIMIT)
 
 
 @pytest.fixture
@@ -199,6 +170,7 @@ def test_locks_in_the_layers_are_that_filesystem_s(our_layers: Layers, remote: P
             H flock shared -> EAGAIN
             I posix write 5-5
             I flock exclusive
+            A flock none
             A dies
             H posix write 0-9
             H flock exclusive
