@@ -4,13 +4,13 @@ Each begins with what TREE says, and with OUTSIDE in a directory beside it, on t
 """
 
 import os
-import shutil
 import stat
 from collections.abc import Callable
 from pathlib import Path
 
 from harness.calls import RENAME_EXCHANGE, opened, renameat2
 from harness.commands import run
+from harness.habits import HABITS
 from harness.layered import Tree
 
 Change = Callable[[Path, Path, int], None]
@@ -355,96 +355,8 @@ def _utimes_of_directory(root: Path, outside: Path, first_id: int) -> None:
 
 # --- what people and programs do ---
 
-
-@_change
-def _atomic_save(root: Path, outside: Path, first_id: int) -> None:
-    with (root / ".file.tmp").open("wb") as file:
-        file.write(b"saved")
-        file.flush()
-        os.fsync(file.fileno())
-    (root / ".file.tmp").rename(root / "file")
-
-
-@_change
-def _save_with_backup(root: Path, outside: Path, first_id: int) -> None:
-    (root / "file").rename(root / "file~")
-    (root / "file").write_bytes(b"saved")
-
-
-@_change
-def _rotate_log(root: Path, outside: Path, first_id: int) -> None:
-    (root / "log").rename(root / "log.1")
-    with opened(root / "log", os.O_CREAT | os.O_EXCL | os.O_WRONLY) as fd:
-        os.write(fd, b"two\n")
-
-
-@_change
-def _copy_and_truncate_log(root: Path, outside: Path, first_id: int) -> None:
-    shutil.copyfile(root / "log", root / "log.1")
-    with opened(root / "log", os.O_WRONLY | os.O_TRUNC) as fd:
-        os.write(fd, b"new\n")
-
-
-@_change
-def _delete_and_recreate(root: Path, outside: Path, first_id: int) -> None:
-    (root / "file").unlink()
-    (root / "file").write_bytes(b"another")
-
-
-@_change
-def _directory_becomes_file(root: Path, outside: Path, first_id: int) -> None:
-    (root / "empty").rmdir()
-    (root / "empty").write_bytes(b"a file")
-
-
-@_change
-def _directory_becomes_file_and_back(root: Path, outside: Path, first_id: int) -> None:
-    (root / "empty").rmdir()
-    (root / "empty").write_bytes(b"a file")
-    (root / "empty").unlink()
-    (root / "empty").mkdir()
-
-
-@_change
-def _file_becomes_directory(root: Path, outside: Path, first_id: int) -> None:
-    (root / "file").unlink()
-    (root / "file").mkdir()
-    (root / "file/in").write_bytes(b"")
-
-
-@_change
-def _swap_symlink(root: Path, outside: Path, first_id: int) -> None:
-    (root / "link.tmp").symlink_to("other")
-    (root / "link.tmp").rename(root / "link")
-
-
-@_change
-def _mkdir_p(root: Path, outside: Path, first_id: int) -> None:
-    (root / "dir/sub/a/b/c").mkdir(parents=True)
-    (root / "dir/sub/a/b/c/file").write_bytes(b"deep")
-    (root / "dir/sub/a/file").write_bytes(b"")
-
-
-@_change
-def _cp_a(root: Path, outside: Path, first_id: int) -> None:
-    run(["cp", "-a", root / "dir", root / "new"])
-
-
-@_change
-def _install(root: Path, outside: Path, first_id: int) -> None:
-    run(["install", "-m", "755", outside / "came", root / "dir/installed"])
-
-
-@_change
-def _sed_in_place(root: Path, outside: Path, first_id: int) -> None:
-    (root / "dir/sub/deep").chmod(0o640)
-    os.replace(_written(root / "dir/sub/sedXXXXXX", b"DEEP"), root / "dir/sub/deep")
-
-
-def _written(path: Path, content: bytes) -> Path:
-    path.write_bytes(content)
-    path.chmod(0o640)
-    return path
+for _habit in HABITS:
+    _change(_habit)
 
 
 # --- how much of it ---

@@ -1,4 +1,4 @@
-"""Processes and threads that take locks and leases on one file, step by step, as a script has it.
+"""A stage on which processes play about the locks of one file, step by step, as a script has it.
 
 Owns the processes from their first step to the end of the stage's `with`, where all are killed. What is held and who
 waits is read from /proc/locks; no answer is waited for longer than LIMIT seconds.
@@ -25,16 +25,11 @@ beginning, unless the first step opens something, and is meant where none is nam
     held: posix write 0-9 by A, flock shared by B      all that /proc/locks has of the file
 """
 
-import ctypes
-import errno
-import fcntl
 import os
 import pickle
 import select
 import signal
 import socket
-import struct
-import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -42,148 +37,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from harness import playing
 from harness.commands import wait_until
 
 LIMIT = 10.0  # seconds
 _READINGS = 20
 _SHORT = 0.3  # for what is not to come
-
-_libc = ctypes.CDLL(None, use_errno=True)
-_CLONE_NEWPID = 0x20000000
-
-_FLOCK = struct.Struct("@hhqqi4x")  # struct flock: type, whence, start, length, pid
-_RECORD = {"read": fcntl.F_RDLCK, "write": fcntl.F_WRLCK, "none": fcntl.F_UNLCK}
-_WHOLE = {"shared": fcntl.LOCK_SH, "exclusive": fcntl.LOCK_EX, "none": fcntl.LOCK_UN}
-_COMMANDS = {  # of fcntl(2): at once, waiting, asking
-    "posix": (fcntl.F_SETLK, fcntl.F_SETLKW, fcntl.F_GETLK),
-    "ofd": (fcntl.F_OFD_SETLK, fcntl.F_OFD_SETLKW, fcntl.F_OFD_GETLK),
-}
-_OPENING = {"read": os.O_RDONLY, "write": os.O_WRONLY, "both": os.O_RDWR, "nonblock": os.O_NONBLOCK}
-
-
-_WRITTEN = b"written"
-_ERRORS = {**errno.errorcode, errno.EDEADLK: "EDEADLK"}  # which Python knows as EDEADLOCK
-
-# What is done in the processes.
-
-
-Files = dict[str, int]
-
-
-def _record(files: Files, which: str, how: int, kind: str, span: str, name: str = "f") -> str:
-    """F_SETLK (`how` 0), F_SETLKW (1), F_GETLK (2) or those for OFD locks."""
-    first, _, last = span.partition("-")
-    length = 0 if last == "end" else int(last) - int(first) + 1
-    wanted = _FLOCK.pack(_RECORD[kind], os.SEEK_SET, int(first), length, 0)
-    found = _FLOCK.unpack(fcntl.fcntl(files[name], _COMMANDS[which][how], wanted))
-    if how < 2:
-        return "it"
-    if found[0] == fcntl.F_UNLCK:
-        return "free"
-    held = next(word for word, number in _RECORD.items() if number == found[0])
-    return f"{held} {found[2]}-{found[2] + found[3] - 1 if found[3] else 'end'} by {found[4]}"
-
-
-def _flock(files: Files, waits: bool, kind: str, name: str = "f") -> str:
-    fcntl.flock(files[name], _WHOLE[kind] | (0 if waits else fcntl.LOCK_NB))
-    return "it"
-
-
-def _lease(files: Files, kind: str, name: str = "f") -> str:
-    fcntl.fcntl(files[name], fcntl.F_SETLEASE, _RECORD[kind])
-    return "it"
-
-
-def _leased(files: Files, name: str = "f") -> str:
-    found = fcntl.fcntl(files[name], fcntl.F_GETLEASE)
-    return next(word for word, number in _RECORD.items() if number == found)
-
-
-def _open(files: Files, path: str, name: str, *how: str) -> str:
-    files[name] = os.open(path, sum(_OPENING[word] for word in how))
-    return "it"
-
-
-def _truncate(files: Files, path: str) -> str:
-    os.truncate(path, 0)
-    return "it"
-
-
-def _read(files: Files, name: str = "f") -> str:
-    return os.pread(files[name], len(_WRITTEN), 0).decode()
-
-
-def _write(files: Files, name: str = "f") -> str:
-    os.pwrite(files[name], _WRITTEN, 0)
-    return "it"
-
-
-def _close(files: Files, name: str) -> str:
-    os.close(files.pop(name))
-    return "it"
-
-
-def _dup(files: Files, name: str, other: str) -> str:
-    files[other] = os.dup(files[name])
-    return "it"
-
-
-def _hear(files: Files, seconds: float) -> str:
-    return "nothing" if signal.sigtimedwait({signal.SIGIO}, seconds) is None else "SIGIO"
-
-
-def _interrupted(number: int, frame: object) -> None:
-    raise InterruptedError(errno.EINTR, "a signal")  # or Python would call again
-
-
-def _begin(wire: socket.socket) -> None:
-    """What a process does that the tests' own has forked."""
-    try:
-        kept = wire.fileno()
-        os.closerange(3, kept)
-        os.closerange(kept + 1, 65536)
-        _libc.prctl(1, signal.SIGKILL, 0, 0, 0)  # PR_SET_PDEATHSIG
-        signal.signal(signal.SIGUSR1, _interrupted)
-        signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # so that nobody needs to wait for those that it forks
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGIO})
-        _serve(wire, {})
-    finally:
-        os._exit(0)
-
-
-def _serve(wire: socket.socket, files: Files) -> None:
-    """A process or a thread: does what it is told until nobody can tell it any more."""
-    while True:
-        content, others, _, _ = socket.recv_fds(wire, 65536, 1)
-        if not content:
-            return
-        call, *args = pickle.loads(content)
-        passed = []
-        if call in ("fork", "apart"):
-            if call == "apart" and _libc.unshare(_CLONE_NEWPID):
-                raise OSError(ctypes.get_errno(), "unshare")
-            child = os.fork()
-            if child == 0:
-                wire.close()
-                wire = socket.socket(fileno=others[0])
-                continue
-            os.close(others[0])
-            passed = [os.pidfd_open(child)]
-            answer = "it"
-        elif call == "thread":
-            threading.Thread(target=_serve, args=(socket.socket(fileno=others[0]), files), daemon=True).start()
-            answer = "it"
-        else:
-            try:
-                answer = call(files, *args)
-            except OSError as error:
-                answer = _ERRORS[error.errno or 0]
-        socket.send_fds(wire, [answer.encode()], passed)
-        for fd in passed:
-            os.close(fd)
-
-
-# What tells them.
 
 
 @dataclass
@@ -329,24 +188,24 @@ class Stage:
 
     def _call(self, verb: str, words: list[str], waits: bool) -> tuple[Any, ...]:
         if verb == "asks":
-            return (_leased, *words[1:]) if words[0] == "lease" else (_record, words[0], 2, *words[1:])
-        if verb in _COMMANDS:
-            return (_record, verb, int(waits), *words)
+            return (playing.leased, *words[1:]) if words[0] == "lease" else (playing.record, words[0], 2, *words[1:])
+        if verb in playing.COMMANDS:
+            return (playing.record, verb, int(waits), *words)
         if verb == "opens":
             path, how = self.path, words[1:]
-            if how and how[-1] not in _OPENING:
+            if how and how[-1] not in playing.OPENING:
                 path = self.path.parent / how.pop()
-            return (_open, str(path), words[0], *how)
+            return (playing.open_as, str(path), words[0], *how)
         if verb == "hears":
-            return (_hear, _SHORT if words[0] == "nothing" else LIMIT)
+            return (playing.hear, _SHORT if words[0] == "nothing" else LIMIT)
         calls: dict[str, tuple[Any, ...]] = {
-            "flock": (_flock, waits),
-            "lease": (_lease,),
-            "truncates": (_truncate, str(self.path)),
-            "closes": (_close,),
-            "reads": (_read,),
-            "writes": (_write,),
-            "dups": (_dup,),
+            "flock": (playing.flock, waits),
+            "lease": (playing.lease,),
+            "truncates": (playing.truncate, str(self.path)),
+            "closes": (playing.close,),
+            "reads": (playing.read,),
+            "writes": (playing.write,),
+            "dups": (playing.dup,),
         }
         return (*calls[verb], *words)
 
@@ -385,11 +244,11 @@ class Stage:
         with theirs:
             pid = os.fork()
             if pid == 0:
-                _begin(theirs)
+                playing.begin(theirs)
         pidfd = os.pidfd_open(pid)
         locker = self._add(name, Locker(ours, pidfd, _pids(pidfd), is_child=True))
         if opens:
-            locker.tell(_open, str(self.path), "f", "both")
+            locker.tell(playing.open_as, str(self.path), "f", "both")
             came = locker.answer()[0]
             assert came == "it", f"{name} opens f\n  what came of it: {came}"
         return locker

@@ -10,17 +10,17 @@ import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_state_machine_as_test
+from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
 
 from harness import open_directory
 from harness.behind import describe, difference
 from harness.calls import RENAME_EXCHANGE, renameat2
 from harness.layered import layered, make_whiteout, write_tree
+from harness.machines import run_machine
 from harness.shifted import Mount, mounted
 from shiftfs.asking import ask
 
@@ -160,18 +160,6 @@ def test_after_changes_behind_it_a_mount_shows_what_a_new_one_does(kind: str) ->
         mounting, again = mounted(lowers[0], None, *options), partial(mounted, lowers[0], None, "ro")
     try:
         with mounting as mount:
-            factory = cast(type[Changed], partial(Changed, changed, mount, again, merged))  # all it does is call it
-            run_state_machine_as_test(factory, settings=SETTINGS)
+            run_machine(partial(Changed, changed, mount, again, merged), examples=5)
     finally:
         shutil.rmtree(base)
-
-
-SETTINGS = settings(
-    max_examples=5,
-    stateful_step_count=40,
-    deadline=None,
-    derandomize=True,
-    # Shrinking takes minutes here, and when a change is heard of differs from run to run.
-    phases=(Phase.generate,),
-    suppress_health_check=list(HealthCheck),
-)

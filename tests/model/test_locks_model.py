@@ -10,15 +10,15 @@ import json
 import shutil
 from functools import partial
 from pathlib import Path
-from typing import Any, Final, NamedTuple, cast
+from typing import Any, Final, NamedTuple
 
 import pytest
-from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from harness import Layers, Mount, open_directory, wait_until
 from harness.layered import layered
+from harness.machines import run_machine
 from harness.served import ServedStage
 from shiftfs.asking import ask
 from shiftfs.locks.ranges import FileLocks
@@ -271,17 +271,6 @@ def test_lockers_over_layers_and_mounts() -> None:
         path.mkdir()
     try:
         with layers.mount(SERVED) as first, layered([layers.lower], *others, SERVED) as second:
-            factory = cast(type[Lockers], partial(Lockers, layers, others[0], first, second))  # all it does is call it
-            run_state_machine_as_test(factory, settings=SETTINGS)
+            run_machine(partial(Lockers, layers, others[0], first, second), examples=40)
     finally:
         shutil.rmtree(base)
-
-
-SETTINGS = settings(
-    max_examples=40,
-    stateful_step_count=40,
-    deadline=None,
-    derandomize=True,
-    phases=(Phase.generate,),  # to shrink takes minutes here
-    suppress_health_check=list(HealthCheck),
-)

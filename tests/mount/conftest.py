@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 
 from harness import OVERLAYS, Layers, Merged, Mount, mounted, new_merged, open_directory, run
+from harness.lockable import KINDS as GROUNDS
+from harness.lockable import Ground, ground
 from harness.places import KINDS, Place, new_place
 
 
@@ -56,12 +58,34 @@ def our_layers(tmp_path: Path) -> Layers:
     return Layers(tmp_path)
 
 
-@pytest.fixture(params=[("watch=auto",), ("watch=off", "timeout=0.1")], ids=["followed", "asked again"])
-def seen_layers(request: pytest.FixtureRequest, tmp_path: Path) -> Layers:
-    """As `our_layers`, for what changes in a layer: the mount is told, or looks again soon."""
+@pytest.fixture(
+    scope="module", params=[("watch=auto",), ("watch=off", "timeout=0.1")], ids=["followed", "asked again"]
+)
+def seen(request: pytest.FixtureRequest) -> tuple[str, ...]:
+    """Options for what changes in a layer: the mount is told, or looks again soon."""
+    options: tuple[str, ...] = request.param
+    return options
+
+
+@pytest.fixture
+def seen_layers(seen: tuple[str, ...], tmp_path: Path) -> Layers:
+    """As `our_layers`, with these options."""
     layers = Layers(tmp_path)
-    layers.options = request.param
+    layers.options = seen
     return layers
+
+
+@pytest.fixture(scope="module", params=GROUNDS)
+def each_ground(request: pytest.FixtureRequest) -> Iterator[Ground]:
+    """Where files are locked."""
+    with ground(request.param) as found:
+        yield found
+
+
+@pytest.fixture(scope="module", params=[name for name in GROUNDS if name != "native"])
+def mounted_ground(request: pytest.FixtureRequest) -> Iterator[Ground]:
+    with ground(request.param) as found:
+        yield found
 
 
 @pytest.fixture(scope="module", params=OVERLAYS)

@@ -4,13 +4,13 @@ Row L1 of the problems. On a plain directory a change behind the mount is one li
 """
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from harness.calls import drop_dentries, in_child, opened
-from harness.lockable import CONTENT, KINDS, Ground, Lockable, ground
+from harness.lockable import CONTENT, Ground, Lockable
 from harness.lockers import Stage
 from harness.recorded import append
 
@@ -23,12 +23,6 @@ LOCKS = {
 """What A opens the file for, does, and holds then, and what the others cannot have meanwhile."""
 
 READING = [name for name, (how, *_) in LOCKS.items() if how == "read"]
-
-
-@pytest.fixture(scope="module", params=KINDS)
-def place(request: pytest.FixtureRequest) -> Iterator[Ground]:
-    with ground(request.param) as found:
-        yield found
 
 
 def play(place: Ground, file: Lockable, lock: str, change: Callable[[], Path]) -> None:
@@ -119,23 +113,23 @@ CHANGES: dict[str, Callable[[Lockable], Path]] = {
 
 @pytest.mark.parametrize("lock", LOCKS)
 @pytest.mark.parametrize("change", CHANGES)
-def test_a_change_on_the_mount(place: Ground, change: str, lock: str) -> None:
+def test_a_change_on_the_mount(each_ground: Ground, change: str, lock: str) -> None:
     """Where the file is in a lower, this is what copies it up."""
-    file = place.file()
+    file = each_ground.file()
 
     def changed() -> Path:
         path = CHANGES[change](file)
-        if place.upper is not None:
-            assert (place.upper / path.relative_to(place.path)).exists(), "not copied up"
+        if each_ground.upper is not None:
+            assert (each_ground.upper / path.relative_to(each_ground.path)).exists(), "not copied up"
         return path
 
-    play(place, file, lock, changed)
+    play(each_ground, file, lock, changed)
 
 
 @pytest.mark.parametrize("lock", ["posix", "ofd"])
-def test_a_write_by_the_holder(place: Ground, lock: str) -> None:
+def test_a_write_by_the_holder(each_ground: Ground, lock: str) -> None:
     """By its own descriptor, which copies it up while it has it locked."""
-    file = place.file()
+    file = each_ground.file()
     with Stage(file.path) as stage:
         stage.play(f"""
             A {lock} write 0-9
@@ -153,9 +147,9 @@ def test_a_write_by_the_holder(place: Ground, lock: str) -> None:
 
 @pytest.mark.parametrize("lock", LOCKS)
 @pytest.mark.parametrize("copied", [False, True], ids=["as it is", "after copy-up"])
-def test_dentries_are_dropped(place: Ground, lock: str, copied: bool) -> None:
+def test_dentries_are_dropped(each_ground: Ground, lock: str, copied: bool) -> None:
     """The file that is open under one name is found by another one."""
-    file = place.file(linked=True)
+    file = each_ground.file(linked=True)
 
     def dropped() -> Path:
         if copied:
@@ -163,19 +157,19 @@ def test_dentries_are_dropped(place: Ground, lock: str, copied: bool) -> None:
         drop_dentries()
         return file.path.with_name("link")
 
-    play(place, file, lock, dropped)
+    play(each_ground, file, lock, dropped)
 
 
 @pytest.mark.parametrize("lock", READING)
-def test_dentries_are_dropped_after_a_rename(place: Ground, lock: str) -> None:
-    file = place.file()
+def test_dentries_are_dropped_after_a_rename(each_ground: Ground, lock: str) -> None:
+    file = each_ground.file()
 
     def renamed() -> Path:
         path = rename_away(file)
         drop_dentries()
         return path
 
-    play(place, file, lock, renamed)
+    play(each_ground, file, lock, renamed)
 
 
 # Behind the mount.
@@ -183,11 +177,13 @@ def test_dentries_are_dropped_after_a_rename(place: Ground, lock: str) -> None:
 
 def append_behind(place: Ground, file: Lockable) -> Path:
     append(file.layer, b"more")
+    place.settled()
     return file.path
 
 
 def chmod_behind(place: Ground, file: Lockable) -> Path:
     file.layer.chmod(0o640)
+    place.settled()
     return file.path
 
 
@@ -198,30 +194,19 @@ def rename_behind(place: Ground, file: Lockable) -> Path:
     return file.path.with_name("other")
 
 
-BEHIND: dict[str, Callable[[Ground, Lockable], Path]] = {
-    "append": append_behind,
-    "chmod": chmod_behind,
-    "rename": rename_behind,
-}
+@pytest.mark.parametrize("lock", READING)
+@pytest.mark.parametrize("change", [append_behind, chmod_behind, rename_behind])
+def test_a_change_behind_the_mount(
+    each_ground: Ground, change: Callable[[Ground, Lockable], Path], lock: str
+) -> None:  # fmt: skip
+    file = each_ground.file()
+    play(each_ground, file, lock, lambda: change(each_ground, file))
 
 
 @pytest.mark.parametrize("lock", READING)
-@pytest.mark.parametrize("change", BEHIND)
-def test_a_change_behind_the_mount(place: Ground, change: str, lock: str) -> None:
-    file = place.file()
-
-    def changed() -> Path:
-        path = BEHIND[change](place, file)
-        place.settled()
-        return path
-
-    play(place, file, lock, changed)
-
-
-@pytest.mark.parametrize("lock", READING)
-def test_a_file_that_is_replaced_behind_the_mount(place: Ground, lock: str) -> None:
+def test_a_file_that_is_replaced_behind_the_mount(each_ground: Ground, lock: str) -> None:
     """Who has the old one open has it locked; the new one is another file."""
-    file = place.file()
+    file = each_ground.file()
     _, take, held, wanted = LOCKS[lock]
     with Stage(file.path) as stage, opened(file.path) as old:
         stage.play(f"""
@@ -231,7 +216,7 @@ def test_a_file_that_is_replaced_behind_the_mount(place: Ground, lock: str) -> N
         new = file.layer.with_name("new")
         new.write_bytes(b"new")
         new.rename(file.layer)
-        place.settled()
+        each_ground.settled()
         assert file.path.read_bytes() == b"new"
         stage.play(f"""
             B {wanted}
@@ -241,9 +226,9 @@ def test_a_file_that_is_replaced_behind_the_mount(place: Ground, lock: str) -> N
 
 
 @pytest.mark.parametrize("lock", LOCKS)
-def test_a_file_that_is_removed(place: Ground, lock: str) -> None:
+def test_a_file_that_is_removed(each_ground: Ground, lock: str) -> None:
     """Nobody can open it any more; those who have it open go on."""
-    file = place.file()
+    file = each_ground.file()
     how, take, held, wanted = LOCKS[lock]
     with Stage(file.path) as stage:
         stage.play(f"""

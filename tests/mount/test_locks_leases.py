@@ -4,13 +4,14 @@ Row L4 of the problems.
 """
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
 from harness import wait_until
 from harness.calls import IN_CLOSE_WRITE, watching
-from harness.lockable import CONTENT, KINDS, Ground, Lockable, ground
+from harness.lockable import CONTENT, Ground, Lockable, ground
 from harness.lockers import LIMIT, Stage
 from harness.recorded import append
 
@@ -150,38 +151,42 @@ LEASES = {
 }
 
 
-@pytest.fixture(scope="module", params=KINDS)
-def place(request: pytest.FixtureRequest) -> Iterator[Ground]:
-    with ground(request.param) as found:
-        yield found
-
-
 @pytest.mark.parametrize("name", LEASES)
-def test_leases(place: Ground, name: str) -> None:
-    with Stage(place.file().path) as stage:
+def test_leases(each_ground: Ground, name: str) -> None:
+    with Stage(each_ground.file().path) as stage:
         stage.play(LEASES[name])
 
 
-@pytest.mark.parametrize("kind", ["read", "write"])
-def test_what_does_not_break_a_lease(place: Ground, kind: str) -> None:
-    """Attributes, names, and that it is copied up for these."""
-    file = place.file()
+def is_not_broken(file: Lockable, kind: str, change: Callable[[], Path]) -> None:
+    """`change` says where the file is then."""
     with Stage(file.path) as stage:
         stage.play(f"""
             A opens f read
             A lease {kind}
         """)
-        file.path.chmod(0o640)
-        os.utime(file.path)
-        stage.path = file.path.rename(file.path.with_name("other"))
-        if place.upper is not None:
-            assert (place.upper / stage.path.relative_to(place.path)).exists()
+        stage.path = change()
         stage.play(f"""
             A hears nothing
             held: lease {kind} by A
             B opens f write nonblock -> EAGAIN
             A hears SIGIO
         """)
+
+
+@pytest.mark.parametrize("kind", ["read", "write"])
+def test_what_does_not_break_a_lease(each_ground: Ground, kind: str) -> None:
+    """Attributes, names, and that it is copied up for these."""
+    file = each_ground.file()
+
+    def changed() -> Path:
+        file.path.chmod(0o640)
+        os.utime(file.path)
+        path = file.path.rename(file.path.with_name("other"))
+        if each_ground.upper is not None:
+            assert (each_ground.upper / path.relative_to(each_ground.path)).exists()
+        return path
+
+    is_not_broken(file, kind, changed)
 
 
 # Behind the mount. Natively whoever writes there would wait.
@@ -199,17 +204,11 @@ BREAKING: dict[str, Callable[[Lockable], object]] = {
 }
 
 
-@pytest.fixture(scope="module", params=[name for name in KINDS if name != "native"])
-def mount(request: pytest.FixtureRequest) -> Iterator[Ground]:
-    with ground(request.param) as found:
-        yield found
-
-
 @pytest.mark.parametrize("kind", ["read", "write"])
 @pytest.mark.parametrize("change", BREAKING)
-def test_a_write_behind_the_mount_breaks_it(mount: Ground, change: str, kind: str) -> None:
+def test_a_write_behind_the_mount_breaks_it(mounted_ground: Ground, change: str, kind: str) -> None:
     """Its holder is told, and what it reads then is new; nobody has waited for it."""
-    file = mount.file()
+    file = mounted_ground.file()
     with Stage(file.path) as stage, watching(file.path, IN_CLOSE_WRITE) as watch:
         stage.play(f"""
             A opens f read
@@ -222,7 +221,7 @@ def test_a_write_behind_the_mount_breaks_it(mount: Ground, change: str, kind: st
             A lease none
             held:
         """)
-        mount.settled()
+        mounted_ground.settled()
         assert file.path.read_bytes() == file.layer.read_bytes() != CONTENT
         # Opening it to raise this is what breaks the lease. A lease that is taken before is broken once more.
         assert watch.events(LIMIT) == [IN_CLOSE_WRITE]
@@ -233,25 +232,18 @@ def test_a_write_behind_the_mount_breaks_it(mount: Ground, change: str, kind: st
 
 
 @pytest.mark.parametrize("kind", ["read", "write"])
-def test_what_does_not_break_a_lease_behind_the_mount(mount: Ground, kind: str) -> None:
+def test_what_does_not_break_a_lease_behind_the_mount(mounted_ground: Ground, kind: str) -> None:
     """Who reads, attributes and names, as on the mount."""
-    file = mount.file()
-    with Stage(file.path) as stage:
-        stage.play(f"""
-            A opens f read
-            A lease {kind}
-        """)
+    file = mounted_ground.file()
+
+    def changed() -> Path:
         file.layer.read_bytes()
         file.layer.chmod(0o640)
         file.layer.rename(file.layer.with_name("other"))
-        mount.settled()
-        stage.path = file.path.with_name("other")
-        stage.play(f"""
-            A hears nothing
-            held: lease {kind} by A
-            B opens f write nonblock -> EAGAIN
-            A hears SIGIO
-        """)
+        mounted_ground.settled()
+        return file.path.with_name("other")
+
+    is_not_broken(file, kind, changed)
 
 
 def test_where_nobody_watches_it_is_not_broken(area: object) -> None:

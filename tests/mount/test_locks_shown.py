@@ -9,7 +9,7 @@ import os
 import shutil
 import subprocess
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -69,15 +69,9 @@ HOLDERS = {
 }
 
 
-@pytest.fixture(scope="module", params=KINDS)
-def place(request: pytest.FixtureRequest) -> Iterator[Ground]:
-    with ground(request.param) as found:
-        yield found
-
-
 @pytest.mark.parametrize("name", HOLDERS)
-def test_who_holds_it(place: Ground, name: str) -> None:
-    with Stage(place.file().path) as stage:
+def test_who_holds_it(each_ground: Ground, name: str) -> None:
+    with Stage(each_ground.file().path) as stage:
         stage.play(HOLDERS[name])
 
 
@@ -109,9 +103,9 @@ def mapped(pid: int | str) -> set[tuple[str, tuple[str, int]]]:
 
 
 @pytest.mark.parametrize("change", CHANGES)
-def test_the_paths_of_what_is_open_and_mapped(place: Ground, change: str) -> None:
+def test_the_paths_of_what_is_open_and_mapped(each_ground: Ground, change: str) -> None:
     """Before the change, and after it, which is what copies up the file of a lower."""
-    path = place.file().path
+    path = each_ground.file().path
     with opened(path) as fd, mmap.mmap(fd, 0, prot=mmap.PROT_READ) as view:
 
         def shown() -> None:
@@ -128,8 +122,8 @@ def test_the_paths_of_what_is_open_and_mapped(place: Ground, change: str) -> Non
 
 
 @pytest.mark.parametrize("change", CHANGES)
-def test_the_path_of_what_runs(place: Ground, change: str) -> None:
-    path = place.file(Path("/bin/sleep").read_bytes(), 0o755).path
+def test_the_path_of_what_runs(each_ground: Ground, change: str) -> None:
+    path = each_ground.file(Path("/bin/sleep").read_bytes(), 0o755).path
     program = subprocess.Popen([path, "60"])
 
     def shown() -> None:
@@ -148,7 +142,7 @@ def test_the_path_of_what_runs(place: Ground, change: str) -> None:
 
 
 @pytest.mark.parametrize("change", CHANGES)
-def test_the_inode_of_a_lock(place: Ground, change: str) -> None:
+def test_the_inode_of_a_lock(each_ground: Ground, change: str) -> None:
     """Major and minor number of the mount, and the number that stat(2) has, before and after."""
 
     def listed() -> bool:
@@ -156,7 +150,7 @@ def test_the_inode_of_a_lock(place: Ground, change: str) -> None:
         found = sorted(words[1:4] for words in lines if f"{number(file.path)[0]}:{inode}" in words)
         return found == [["FLOCK", "ADVISORY", "READ"], ["POSIX", "ADVISORY", "WRITE"]]
 
-    file = place.file()
+    file = each_ground.file()
     inode = file.path.stat().st_ino
     with opened(file.path, os.O_RDWR) as fd:
         fcntl.lockf(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -180,8 +174,8 @@ def users(*command: str | Path) -> set[int]:
         for words in (("fuser",), ("lsof", "-t"))
     ],
 )
-def test_the_users_of_a_file_are_found(place: Ground, command: tuple[str, ...]) -> None:
-    file = place.file()
+def test_the_users_of_a_file_are_found(each_ground: Ground, command: tuple[str, ...]) -> None:
+    file = each_ground.file()
     with Stage(file.path) as stage:
         stage.play("""
             A posix write 0-9
@@ -194,9 +188,9 @@ def test_the_users_of_a_file_are_found(place: Ground, command: tuple[str, ...]) 
         file.path.chmod(0o640)
         path = rename(file.path)
         assert users(*command, path) == wanted
-        if place.mount is not None:
+        if each_ground.mount is not None:
             # fuser wants to be told that it is a mount, lsof sees it. The mount's own agent uses it, too.
-            found = users(*command, *(["-m"] if command[0] == "fuser" else []), place.path)
+            found = users(*command, *(["-m"] if command[0] == "fuser" else []), each_ground.path)
             assert found >= wanted
             assert {Path(f"/proc/{pid}/comm").read_text() for pid in found - wanted} <= {"shiftfs-agent\n"}
 
@@ -212,16 +206,10 @@ def lock_in_all_ways(fd: int) -> None:
     fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_UNLCK)
 
 
-@pytest.fixture(scope="module", params=[name for name in KINDS if name != "native"])
-def mount(request: pytest.FixtureRequest) -> Iterator[Ground]:
-    with ground(request.param) as found:
-        yield found
-
-
-def test_locks_are_without_a_request(mount: Ground) -> None:
-    assert mount.mount is not None
-    with opened(mount.file().path, os.O_RDWR) as fd:
-        assert not fewest_requests(mount.mount, lambda: lock_in_all_ways(fd))
+def test_locks_are_without_a_request(mounted_ground: Ground) -> None:
+    assert mounted_ground.mount is not None
+    with opened(mounted_ground.file().path, os.O_RDWR) as fd:
+        assert not fewest_requests(mounted_ground.mount, lambda: lock_in_all_ways(fd))
 
 
 @pytest.mark.parametrize("name", [name for name, kind in KINDS.items() if kind.layer != "native" and not kind.serves])
@@ -239,9 +227,9 @@ def test_opening_it_for_that_is_too(name: str) -> None:
         assert not file.is_copied_up
 
 
-def test_waiting_is_without_a_request(mount: Ground) -> None:
-    assert mount.mount is not None
-    with Stage(mount.file().path) as stage:
+def test_waiting_is_without_a_request(mounted_ground: Ground) -> None:
+    assert mounted_ground.mount is not None
+    with Stage(mounted_ground.file().path) as stage:
         stage.play("""
             A posix read 0-9
             A flock shared
@@ -253,7 +241,7 @@ def test_waiting_is_without_a_request(mount: Ground) -> None:
         found: list[Counter[str]] = []
 
         def quiet() -> bool:
-            with requests_during(mount.mount) as requests:  # type: ignore[arg-type]
+            with requests_during(mounted_ground.mount) as requests:  # type: ignore[arg-type]
                 stage.play("""
                     A posix write 0-9
                     A ofd write 20-29

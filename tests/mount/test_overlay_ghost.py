@@ -20,6 +20,10 @@ WHOLE: Tree = {"d": {"l": b"lower", "u": b"upper", "new": {"x": b""}, "sub": {"d
 KEPT: Tree = {"d": {"u": b"upper", "new": {"x": b""}, "sub": {"u": b"deep"}}, "other": {}}
 
 
+def left(ghost: str) -> Tree:
+    return KEPT if ghost == "keep" else {"other": {}}
+
+
 def shows(path: Path, tree: Tree) -> None:
     """Within a moment, by all that can be asked."""
 
@@ -37,7 +41,12 @@ def disappears(lower: Path) -> None:
 
 
 def moves_away(lower: Path) -> None:
-    lower.rename(lower.parent.parent / "away")
+    lower.rename(away_from(lower))
+
+
+def away_from(lower: Path) -> Path:
+    """Outside the layer, `lower` being two levels deep in it."""
+    return lower.parents[2] / f"{lower.parent.name} away"
 
 
 def becomes_a_file(lower: Path) -> None:
@@ -46,7 +55,7 @@ def becomes_a_file(lower: Path) -> None:
 
 
 def returns(lower: Path) -> None:
-    away = lower.parent.parent / "away"
+    away = away_from(lower)
     if lower.is_file():
         lower.unlink()
     if away.exists():
@@ -55,22 +64,26 @@ def returns(lower: Path) -> None:
         write_tree(lower.parent, LOWER)
 
 
-@pytest.mark.parametrize("how", [disappears, moves_away, becomes_a_file])
 @pytest.mark.parametrize("ghost", ["keep", "drop"])
-def test_children_of_the_upper(seen_layers: Layers, ghost: str, how: Callable[[Path], None]) -> None:
-    write_tree(seen_layers.lower, LOWER)
+def test_children_of_the_upper(seen_layers: Layers, ghost: str) -> None:
+    hows: dict[str, Callable[[Path], None]] = {
+        "disappears": disappears, "moves away": moves_away, "becomes a file": becomes_a_file
+    }  # fmt: skip
+    write_tree(seen_layers.lower, dict.fromkeys(hows, LOWER))
     with seen_layers.mount(f"ghost={ghost}") as mount:
-        write_tree(mount.path / "d", CHILDREN)
-        assert read_tree(mount.path) == WHOLE
-        for _ in range(2):
-            how(seen_layers.lower / "d")
-            shows(mount.path, KEPT if ghost == "keep" else {"other": {}})
-            assert [entry.name for entry in os.scandir(mount.path) if entry.is_dir()].count("d") == (ghost == "keep")
-            wait_until(lambda: (mount.path / "d/sub/u").exists() == (ghost == "keep"), "the names say the same", LIMIT)
-            returns(seen_layers.lower / "d")
-            shows(mount.path, WHOLE)
+        for place in hows:
+            write_tree(mount.path / place / "d", CHILDREN)
+        assert read_tree(mount.path) == dict.fromkeys(hows, WHOLE)
+        for place, how in [*hows.items()] * 2:
+            path = mount.path / place
+            how(seen_layers.lower / place / "d")
+            shows(path, left(ghost))
+            assert [entry.name for entry in os.scandir(path) if entry.is_dir()].count("d") == (ghost == "keep")
+            wait_until(lambda: (path / "d/sub/u").exists() == (ghost == "keep"), "the names say the same", LIMIT)  # noqa: B023
+            returns(seen_layers.lower / place / "d")
+            shows(path, WHOLE)
     with seen_layers.mount(f"ghost={ghost}") as mount:
-        assert read_tree(mount.path) == WHOLE
+        assert read_tree(mount.path) == dict.fromkeys(hows, WHOLE)
 
 
 def test_a_nested_directory_alone(seen_layers: Layers) -> None:
@@ -107,33 +120,23 @@ def test_the_tree_above_can_be_removed(seen_layers: Layers) -> None:
         assert os.listdir(mount.path) == []
 
 
-def test_who_has_a_kept_one_open_goes_on(seen_layers: Layers) -> None:
+@pytest.mark.parametrize("ghost", ["keep", "drop"])
+def test_who_has_it_open(seen_layers: Layers, ghost: str) -> None:
+    """Goes on with what is kept, and keeps nobody from the return of what is dropped."""
     write_tree(seen_layers.lower, LOWER)
-    with seen_layers.mount("ghost=keep") as mount:
+    with seen_layers.mount(f"ghost={ghost}") as mount:
         write_tree(mount.path / "d", CHILDREN)
         with opened(mount.path / "d") as fd:
             before = os.fstat(fd)
             disappears(seen_layers.lower / "d")
-            shows(mount.path, KEPT)
+            shows(mount.path, left(ghost))
             assert os.fstat(fd).st_ino == before.st_ino
-            assert sorted(os.listdir(fd)) == ["new", "sub", "u"]
+            if ghost == "keep":
+                assert sorted(os.listdir(fd)) == ["new", "sub", "u"]
             returns(seen_layers.lower / "d")
             shows(mount.path, WHOLE)
-            assert sorted(os.listdir(fd)) == ["l", "new", "sub", "u"]
-            assert (mount.path / "d").stat().st_ino == before.st_ino
-
-
-def test_who_has_a_dropped_one_open_keeps_nobody_from_its_return(seen_layers: Layers) -> None:
-    write_tree(seen_layers.lower, LOWER)
-    with seen_layers.mount("ghost=drop") as mount:
-        write_tree(mount.path / "d", CHILDREN)
-        with opened(mount.path / "d") as fd:
-            before = os.fstat(fd)
-            disappears(seen_layers.lower / "d")
-            shows(mount.path, {"other": {}})
-            assert os.fstat(fd).st_ino == before.st_ino
-            returns(seen_layers.lower / "d")
-            shows(mount.path, WHOLE)
+            if ghost == "keep":
+                assert sorted(os.listdir(fd)) == ["l", "new", "sub", "u"]
             assert (mount.path / "d").stat().st_ino == before.st_ino
 
 
@@ -151,7 +154,7 @@ def test_in_a_user_namespace(seen_layers: Layers, fuse_for_users: None, ghost: s
         ) as mount:  # fmt: skip
             write_tree(mount.path / "d", CHILDREN)
             disappears(seen_layers.lower / "d")
-            shows(mount.path, KEPT if ghost == "keep" else {"other": {}})
+            shows(mount.path, left(ghost))
             returns(seen_layers.lower / "d")
             shows(mount.path, WHOLE)
 

@@ -3,13 +3,24 @@
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import pytest
 
-from harness import Layers, Mount, make_whiteout, newest_mount, read_tree, run, unmount, wait_until, write_tree
+from harness import (
+    Layers,
+    Mount,
+    make_whiteout,
+    newest_mount,
+    open_directory,
+    read_tree,
+    run,
+    unmount,
+    wait_until,
+    write_tree,
+)
 from harness.calls import drop_dentries, opened
 from harness.layered import Tree
 
@@ -54,13 +65,17 @@ HOW: list[Callable[[Path], None]] = [
 ]  # fmt: skip
 
 
+def filled(layers: Layers, trees: Sequence[Tree]) -> Layers:
+    for tree in trees[1:]:
+        layers.add_lower(tree)
+    write_tree(layers.lower, trees[0])
+    return layers
+
+
 @pytest.fixture
 def three(seen_layers: Layers) -> Layers:
     """The upper, or the topmost lower if it is mounted without one, and two more lowers, all with a directory `d`."""
-    for tree in TREES[1:]:
-        seen_layers.add_lower(tree)
-    write_tree(seen_layers.lower, TREES[0])
-    return seen_layers
+    return filled(seen_layers, TREES)
 
 
 def mount_with(layers: Layers, writable: bool) -> AbstractContextManager[Mount]:
@@ -77,42 +92,57 @@ def expected(gone: int, how: Callable[[Path], None]) -> list[int]:
     return [layer for layer in range(3) if (layer < gone if ends else layer != gone)]
 
 
+def place_of(how: Callable[[Path], None], gone: int, known: bool) -> str:
+    return f"{how.__name__} {gone} {known}"
+
+
+@pytest.fixture(scope="module", params=[True, False], ids=["upper", "lowers alone"])
+def shared(request: pytest.FixtureRequest, area: Path, seen: tuple[str, ...]) -> Iterator[tuple[Path, list[Path]]]:
+    """A mount with a place for each test that shares it, and its layers, from top to bottom."""
+    base = open_directory("layers-")
+    layers = Layers(base)
+    layers.options = seen
+    places = [place_of(how, gone, known) for how in HOW for gone in range(3) for known in (True, False)]
+    filled(layers, [dict.fromkeys(places, tree) for tree in TREES])
+    with mount_with(layers, request.param) as mount:
+        yield mount.path, [*([layers.upper] if request.param else []), *layers.lowers]
+    shutil.rmtree(base)
+
+
 @pytest.mark.parametrize("known", [True, False], ids=["known", "forgotten"])
-@pytest.mark.parametrize("writable", [True, False], ids=["upper", "lowers alone"])
 @pytest.mark.parametrize("gone", [0, 1, 2])
 @pytest.mark.parametrize("how", HOW)
 def test_the_others_are_shown(
-    three: Layers, how: Callable[[Path], None], gone: int, writable: bool, known: bool
+    shared: tuple[Path, list[Path]], how: Callable[[Path], None], gone: int, known: bool
 ) -> None:  # fmt: skip
-    with mount_with(three, writable) as mount:
-        path = mount.path / "d"
-        reals = [*([three.upper] if writable else []), *three.lowers]
-        if known:
-            read_tree(mount.path)
-            [(path / f"link{layer}").readlink() for layer in range(3)]
-        left = expected(gone, how)
-        with opened(path) as fd:
-            how(reals[gone] / "d")
-            # At once, to whoever has it open, what stays:
-            os.fstat(fd)
-            for layer in left:
-                assert os.readlink(f"link{layer}", dir_fd=fd) == f"to{layer}"
-                assert os.stat(str(layer), dir_fd=fd).st_size == 1
-                assert str(layer) in os.listdir(fd)
-            root = ["d", "f0", "f1", "f2", *(["moved"] if how is moved else [])]
-            wait_until(lambda: set(os.listdir(mount.path)) - {"d"} == set(root) - {"d"}, "the root is listed", LIMIT)
-            if not known:
-                drop_dentries()
-            if not left:
-                wait_until(lambda: not path.is_dir(), "the mount shows what took its place", LIMIT)
-                return
-            names = sorted([*map(str, left), *(f"link{layer}" for layer in left), "sub"])
-            wait_until(lambda: sorted(os.listdir(path)) == names, f"the directory shows {left}", LIMIT)
-            assert sorted(os.listdir(path / "sub")) == [str(layer) for layer in left]
-            for layer in left:
-                assert (path / str(layer)).read_bytes() == str(layer).encode()
-                assert (path / f"link{layer}").readlink() == Path(f"to{layer}")
-            assert path.stat().st_ino == os.fstat(fd).st_ino, "the same directory as before"
+    place, *reals = (root / place_of(how, gone, known) for root in (shared[0], *shared[1]))
+    path = place / "d"
+    if known:
+        read_tree(place)
+        [(path / f"link{layer}").readlink() for layer in range(3)]
+    left = expected(gone, how)
+    with opened(path) as fd:
+        how(reals[gone] / "d")
+        # At once, to whoever has it open, what stays:
+        os.fstat(fd)
+        for layer in left:
+            assert os.readlink(f"link{layer}", dir_fd=fd) == f"to{layer}"
+            assert os.stat(str(layer), dir_fd=fd).st_size == 1
+            assert str(layer) in os.listdir(fd)
+        around = {"f0", "f1", "f2", *(["moved"] if how is moved else [])}
+        wait_until(lambda: set(os.listdir(place)) - {"d"} == around, "what is around it is listed", LIMIT)
+        if not known:
+            drop_dentries()
+        if not left:
+            wait_until(lambda: not path.is_dir(), "the mount shows what took its place", LIMIT)
+            return
+        names = sorted([*map(str, left), *(f"link{layer}" for layer in left), "sub"])
+        wait_until(lambda: sorted(os.listdir(path)) == names, f"the directory shows {left}", LIMIT)
+        assert sorted(os.listdir(path / "sub")) == [str(layer) for layer in left]
+        for layer in left:
+            assert (path / str(layer)).read_bytes() == str(layer).encode()
+            assert (path / f"link{layer}").readlink() == Path(f"to{layer}")
+        assert path.stat().st_ino == os.fstat(fd).st_ino, "the same directory as before"
 
 
 def test_attributes_come_from_what_is_left(three: Layers) -> None:

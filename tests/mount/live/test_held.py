@@ -17,7 +17,7 @@ from harness import mount_table, newest_mount, run, unmount, wait_until
 from harness.behind import Behind, Place
 from harness.calls import in_children, opened
 from harness.changes import OUTSIDE, TREE
-from harness.events import Event, Streams
+from harness.events import Event, Recorder, Streams
 from harness.recorded import append
 
 LIMIT = 5.0
@@ -73,6 +73,18 @@ def test_the_watch_of_the_other_name_lives(place: Place) -> None:
 on_mounts = pytest.mark.parametrize("some", ["source", "upper merged"], indirect=True)
 
 
+def changed_and_told(place: Place, recorder: Recorder, name: str, more: bytes, mode: int) -> Streams:
+    """What is heard by the time that a later change, of another name, is."""
+    append(place.layer / name, more)
+    (place.layer / name).chmod(mode)
+    (place.layer / "new").mkdir()
+    done = Event("CREATE ISDIR", "new")
+    heard = recorder.until(lambda streams: done in streams[""], 0.1, LIMIT)
+    assert done in heard[""]
+    assert {Event("MODIFY"), Event("ATTRIB")} <= set(heard[name])
+    return heard
+
+
 @on_mounts
 @pytest.mark.parametrize("kind", [fcntl.F_RDLCK, fcntl.F_WRLCK])
 def test_a_lease_is_not_waited_for(some: Behind, kind: int) -> None:
@@ -83,13 +95,7 @@ def test_a_lease_is_not_waited_for(some: Behind, kind: int) -> None:
         with place.recorder() as recorder, opened(place.shown / "file", os.O_RDONLY if not kind else os.O_RDWR) as fd:
             recorder.watch({"": place.shown, "file": place.shown / "file"})
             fcntl.fcntl(fd, fcntl.F_SETLEASE, kind)
-            append(place.layer / "file", b"more")
-            (place.layer / "file").chmod(0o600)
-            (place.layer / "new").mkdir()
-            done = Event("CREATE ISDIR", "new")
-            heard = recorder.until(lambda streams: done in streams[""], 0.1, LIMIT)
-            assert done in heard[""]
-            assert {Event("MODIFY"), Event("ATTRIB")} <= set(heard["file"])
+            heard = changed_and_told(place, recorder, "file", b"more", 0o600)
             (place.layer / "file").rename(place.layer / "moved")
             # Whoever opened it here to look at it would wait for the lease.
             wait_until(lambda: "moved" in os.listdir(place.shown), "its new name", LIMIT)
@@ -111,13 +117,7 @@ def test_a_running_program_is_not_waited_for(some: Behind) -> None:
     try:
         with place.recorder() as recorder:
             recorder.watch({"": place.shown, "program": place.shown / "program"})
-            append(place.layer / "program", b"\0")
-            (place.layer / "program").chmod(0o700)
-            (place.layer / "new").mkdir()
-            done = Event("CREATE ISDIR", "new")
-            heard = recorder.until(lambda streams: done in streams[""], 0.1, LIMIT)
-            assert done in heard[""]
-            assert {Event("MODIFY"), Event("ATTRIB")} <= set(heard["program"])
+            changed_and_told(place, recorder, "program", b"\0", 0o700)
             place.visible(counts=False)
             (place.layer / "program").unlink()
             place.visible(counts=False)
