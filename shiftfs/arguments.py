@@ -113,6 +113,12 @@ owners:
   userns=PID|PATH     both maps from a user namespace
   subid=USER          both maps from /etc/subuid and /etc/subgid: root is USER, the others its ranges
 
+marks:
+  mark                let others mount it in their own user namespaces, as root there; this mount is root's alone
+  mark_users=USER[:...]
+                      only those whose namespaces these users have made (default: everybody)
+  allow_exposed       though others than root can come to SOURCE by its path
+
 access:
   ro, rw              read-only, or not (default)
   allow_other         let other users in (default for root)

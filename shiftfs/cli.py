@@ -11,19 +11,21 @@ import signal
 import sys
 import syslog
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Final
 
 from . import mount, status
 from .daemon import Daemon, tell_service_manager
 from .interpreter import Interpreter
-from .layer import Layer, sizes_may_lie, sizes_of_kind_may_lie
 from .locks.places import Places, files_of, opener
 from .locks.real import RealFile
 from .locks.table import Locks
 from .loop import INTERRUPTING, Loop
+from .mark import client, marking
+from .mark.marking import Marking
 from .mount import MountError
+from .opening import open_tree, raise_descriptor_limit, show_sizes_that_lie, stay_within_quota
 from .ops.control import REPORTS
 from .options import Help, MountOptions, UsageError, Version, parse_command_line
 from .reflect.agent import Agent
@@ -31,9 +33,9 @@ from .reflect.employment import Employment
 from .reflect.journal import Journal
 from .reflect.reflection import Reflection
 from .session import Session
-from .source import SourceTree
+from .shift.idmap import IDENTITY
 from .sys import mounts, privileges
-from .sys.mountinfo import MountInfo, listed
+from .sys.mountinfo import MountInfo
 from .tree import Descriptor, Tree
 
 _MAX_WRITE: Final = 1 << 20
@@ -45,8 +47,6 @@ _INNER_ROOT: Final = b".shiftfs-root"
 _ENDING: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 _SIGNALS: Final = (*_ENDING, signal.SIGUSR1)
 
-_DESCRIPTORS: Final = 16384
-_SPARE_DESCRIPTORS: Final = 256
 _PER_LOCKED: Final = 16
 """Descriptors that a file may come to with its locks, and more: others need some too."""
 
@@ -69,16 +69,24 @@ def _main(argv: Sequence[str] | None) -> int:
     if isinstance(parsed, Help | Version):
         print(parsed.text.rstrip())
         return 0
+    users = None
     try:
+        device = client.mark_at(parsed.source) if parsed.source is not None and not parsed.lowerdirs else None
+        if device is not None and (parsed.mark or not marking.is_initial()):
+            if not parsed.fake:
+                client.mount(parsed, device)
+            return 0
         mount.check(parsed)
+        if parsed.mark:
+            users = marking.check(parsed)
     except MountError as error:
         return _complain(str(error), 1)
     if parsed.fake:
         return 0
     if parsed.foreground:
-        return _serve(parsed, None)
+        return _serve(parsed, None, users)
     daemon = Daemon.fork()
-    return _serve(parsed, daemon)
+    return _serve(parsed, daemon, users)
 
 
 def _open_streams() -> None:
@@ -106,10 +114,10 @@ def _complain(message: str, code: int) -> int:
     return code
 
 
-def _serve(options: MountOptions, daemon: Daemon | None) -> int:
+def _serve(options: MountOptions, daemon: Daemon | None, users: frozenset[int] | None) -> int:
     """Mount and serve until the mount is gone."""
     try:
-        Mount(options, daemon).run()
+        Mount(options, daemon, users).run()
         return 0
     except MountError as error:
         message, details = str(error), ""
@@ -128,7 +136,8 @@ def _serve(options: MountOptions, daemon: Daemon | None) -> int:
 class Mount:
     """One mount from its options to its end."""
 
-    def __init__(self, options: MountOptions, daemon: Daemon | None) -> None:
+    def __init__(self, options: MountOptions, daemon: Daemon | None, users: frozenset[int] | None) -> None:
+        """`users`: who may mount what is to be marked; everybody for None."""
         self._options = options
         self._daemon = daemon
         self._in_background = False
@@ -138,9 +147,12 @@ class Mount:
         self._mounted: MountInfo | None = None
         self._is_disconnected = False
         self._failure: Exception | None = None
-        bound, unlinked = _raise_descriptor_limit(len(options.lowerdirs))
-        _stay_within_quota()
-        self._tree, layers = _open_tree(options, bound, unlinked, self._log if options.debug else _say_nothing)
+        bound, unlinked = raise_descriptor_limit(len(options.lowerdirs))
+        stay_within_quota()
+        self._tree, layers = open_tree(options, bound, unlinked, self._log if options.debug else _say_nothing)
+        self._marking = Marking(self._loop, options, self._tree, users, self._log) if options.mark else None
+        if self._marking is not None:
+            self._tree = self._marking.tree.use()
         only_uids = frozenset({0, os.geteuid()}) if options.allow_root and os.geteuid() != 0 else None
         # What the kernel opens by itself, it opens for everybody: allow_root needs to be asked.
         # And without the right to pass over modes, what was created unreadable is only written while it stays open.
@@ -149,7 +161,7 @@ class Mount:
         exact = powerless or options.upperdir is not None or options.locks == "layers"
         serves_open = options.open == "serve" or only_uids is not None or (options.open == "auto" and exact)
         if options.open == "auto" and not serves_open:
-            serves_open = _sizes_may_lie(layers)
+            serves_open = show_sizes_that_lie(layers)
         self._mountpoint = os.path.realpath(options.mountpoint)
         for layer in layers:
             if not layer.private:
@@ -160,7 +172,8 @@ class Mount:
         try:
             self._mounted = mount.find(self._mountpoint)
             self._session = Session(
-                self._loop, fd, self._tree, options.uidmap, options.gidmap,
+                self._loop, fd, self._tree,
+                IDENTITY if options.mark else options.uidmap, IDENTITY if options.mark else options.gidmap,
                 timeout=options.timeout,
                 serves_open=serves_open,
                 max_write=options.max_write or _MAX_WRITE,
@@ -172,7 +185,7 @@ class Mount:
                 read_only=options.read_only,
             )  # fmt: skip
             if options.locks == "layers":
-                self._session.context.serve_locks(self._locks())
+                self._session.context.serve_locks(self._locks(self._tree))
             self._reflection = self._reflect()
             self._employment = self._employ(agent)
         except BaseException:
@@ -180,9 +193,9 @@ class Mount:
             mount.detach(self._mountpoint)
             raise
 
-    def _locks(self) -> Locks:
+    def _locks(self, tree: Tree) -> Locks:
         """Hold them on the real files too, also on those that come to be by copy-up."""
-        tree, places = self._tree, Places.find()
+        places = Places.find()
         if places is None and self._options.debug:
             self._log("there is no directory for locks that mounts share: lower files are locked by themselves")
         most = max(64, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // _PER_LOCKED)
@@ -194,7 +207,8 @@ class Mount:
         """Follow what others do in the layers, from before the first request on."""
         if self._options.watch == "off":
             return None
-        return Reflection(self._loop, self._session, self._options.watch, self._journal, self._log)
+        hub = self._marking.hub if self._marking is not None else None
+        return Reflection(self._loop, self._session, self._options.watch, self._journal, self._log, hub)
 
     def _employ(self, agent: Agent | None) -> Employment | None:
         if agent is None or self._reflection is None:
@@ -220,6 +234,8 @@ class Mount:
                 self._log(note)
             loop.run()
         finally:
+            if self._marking is not None:
+                self._marking.close()
             try:
                 self._unmount()
             finally:
@@ -234,6 +250,12 @@ class Mount:
 
     def _tick(self, now: float) -> bool:
         """True if there is more to be done later."""
+        is_expecting = False
+        if self._marking is not None:
+            is_expecting = self._marking.tick(now)
+            if self._marking.has_lost_some:
+                self._marking.has_lost_some = False
+                self._interpreter.much_has_gone()
         self._interpreter.tick()
         is_untidy = self._tree.tidy(now)
         for steps in self._tree.unfinished():
@@ -242,11 +264,14 @@ class Mount:
             self._session.context.aside(chore)
         is_busy = self._reflection is not None and self._reflection.live.tick()
         is_ending = self._employment is not None and self._employment.look(now)
-        return self._session.look_for_killed() or is_untidy or is_ending or is_busy
+        return self._session.look_for_killed() or is_untidy or is_ending or is_busy or is_expecting
 
     def _disconnected(self) -> None:
         self._is_disconnected = True
-        self._loop.stop()
+        if self._marking is not None:
+            self._marking.close_door(self._loop.stop)
+        else:
+            self._loop.stop()
 
     def _unmount(self) -> None:
         """Wherever it is by now, if anywhere. The connection ends first: what waits for it would make the kernel wait.
@@ -296,11 +321,27 @@ class Mount:
             self._serving()
 
     def _serving(self) -> None:
+        try:
+            self._open_door()
+        except MountError as error:
+            self._fail(error)
+            return
         if self._daemon is None:
             tell_service_manager()
         else:
             self._daemon.ready()
             self._in_background = True
+
+    def _open_door(self) -> None:
+        if self._marking is None or self._mounted is None:
+            return
+        self._marking.open_door(
+            self._mounted.device,
+            serves_open=self._session.context.serves_open,
+            max_write=self._options.max_write or _MAX_WRITE,
+            locks=self._locks if self._options.locks == "layers" else None,
+            unmounted=self._session.end,
+        )
 
     def _stop(self, number: int, frame: object) -> None:
         self._loop.stop()
@@ -335,71 +376,12 @@ def _start_agent(options: MountOptions) -> Agent | None:
         return None
 
 
-def _open_tree(
-    options: MountOptions, bound: int, unlinked: int, log: Callable[[str], None]
-) -> tuple[Tree, tuple[Layer, ...]]:
-    """What is to be shown, and the real directories that it is made of."""
-    if options.lowerdirs or options.source is None:
-        return _open_overlay(options, bound, unlinked, log)
-    try:
-        layer = Layer(options.source)
-    except OSError as error:
-        raise MountError(f"source {os.fsdecode(options.source)}: {error.strerror}; nothing was mounted") from None
-    tree = SourceTree(layer, bound, unlinked, noatime=not options.atime, nodiratime=not options.diratime)
-    return tree, (layer,)
-
-
-def _open_overlay(
-    options: MountOptions, bound: int, unlinked: int, log: Callable[[str], None]
-) -> tuple[Tree, tuple[Layer, ...]]:
-    from overlay.stack import LayerError, open_stack  # a mount without layers need not wait for it
-    from overlay.tree import OverlayTree
-
-    try:
-        stack = open_stack(
-            options.lowerdirs, options.upperdir, options.workdir, volatile=options.volatile, log=log,
-            userxattr=options.userxattr, index=options.index,
-        )  # fmt: skip
-    except LayerError as error:
-        raise MountError(str(error)) from None
-    tree = OverlayTree(
-        stack, bound, unlinked, redirect_dir=options.redirect_dir, metacopy=options.metacopy,
-        noatime=not options.atime, nodiratime=not options.diratime, ghost=options.ghost,
-    )  # fmt: skip
-    return tree, stack.layers
-
-
-def _duplicate(fd: int) -> Descriptor:
-    return Descriptor(os.dup(fd), os.close)
-
-
 def _say_nothing(text: str) -> None:
     """For what is told at -d alone."""
 
 
-def _raise_descriptor_limit(layers: int) -> tuple[int, int]:
-    """Take all descriptors that we may have; how many of them, besides those of the lower layers, the tree may hold
-    as long as it likes, and how many more for removed files in use. Open files may keep as many as the first
-    (ops/handles.py)."""
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    ours = hard - min(_SPARE_DESCRIPTORS, hard // 8) - layers
-    bound = max(32, min(_DESCRIPTORS, ours // 5))
-    return bound, max(32, ours - 2 * bound)
-
-
-def _stay_within_quota() -> None:
-    """Files belong to callers who have quotas; with CAP_SYS_RESOURCE our writes would pass them (quotactl(2))."""
-    if privileges.effective_capabilities() >> privileges.CAP_SYS_RESOURCE & 1:
-        privileges.drop_capability(privileges.CAP_SYS_RESOURCE)
-
-
-def _sizes_may_lie(layers: Sequence[Layer]) -> bool:
-    """Is there a filesystem in a layer whose files have content and a size of 0? They are read only if OPEN is
-    served."""
-    above = tuple(os.path.realpath(layer.path).rstrip(b"/") + b"/" for layer in layers)
-    inside = any(sizes_of_kind_may_lie(info.kind) and info.path.startswith(above) for info in listed())
-    return inside or any(sizes_may_lie(layer.root.fd) for layer in layers)
+def _duplicate(fd: int) -> Descriptor:
+    return Descriptor(os.dup(fd), os.close)
 
 
 if __name__ == "__main__":

@@ -209,6 +209,14 @@ class InodeTable:
         if exchanged and replaced is not None:
             self.tell(parent, name, replaced)
 
+    def drop_all(self) -> list[Inode]:
+        """All that was known; nothing is any more."""
+        dropped = list(self._by_nodeid.values())
+        self._by_nodeid.clear()
+        self._by_key.clear()
+        self._other_places.clear()
+        return dropped
+
     def watched(self) -> list[Inode]:
         """All known inodes that have a watch."""
         return [inode for inode in self._by_nodeid.values() if inode.watch is not None]

@@ -13,7 +13,7 @@ import select
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from typing import Any, Final
 
 Call = Callable[[], Any]
@@ -43,9 +43,9 @@ class _Messengers:
     def __init__(self, ended: Callable[[Done, Any, BaseException | None], None]) -> None:
         self._ended = ended
         self._lock = threading.Lock()
-        self._waiting: dict[int, collections.deque[tuple[Call, Done]]] = {}
+        self._waiting: dict[Hashable, collections.deque[tuple[Call, Done]]] = {}
         """The calls of each key, without the one that is being run."""
-        self._due: queue.SimpleQueue[int | None] = queue.SimpleQueue()
+        self._due: queue.SimpleQueue[Hashable | None] = queue.SimpleQueue()
         self.threads = 0
         self.ending = False
         """Nothing is begun any more."""
@@ -54,10 +54,10 @@ class _Messengers:
     def are_busy(self) -> bool:
         return bool(self._waiting)
 
-    def has(self, key: int) -> bool:
+    def has(self, key: Hashable) -> bool:
         return key in self._waiting
 
-    def put(self, key: int, call: Call, done: Done) -> None:
+    def put(self, key: Hashable, call: Call, done: Done) -> None:
         """From the loop thread."""
         with self._lock:
             waiting = self._waiting.get(key)
@@ -83,7 +83,7 @@ class _Messengers:
                 else:
                     del self._waiting[key]
 
-    def _run_next(self, key: int) -> None:
+    def _run_next(self, key: Hashable) -> None:
         call, done = self._waiting[key].popleft()
         if self.ending:
             return
@@ -240,12 +240,12 @@ class Loop:
         self._grow()
         self._calls.put((call, ended))
 
-    def submit_waiting(self, key: int, call: Call, done: Done) -> None:
+    def submit_waiting(self, key: Hashable, call: Call, done: Done) -> None:
         """Like `submit`, for a call that may wait for the loop or for workers: after all others of the key, in their
         order."""
         self._messengers.put(key, call, done)
 
-    def is_waiting(self, key: int) -> bool:
+    def is_waiting(self, key: Hashable) -> bool:
         """Has a call of the key not ended yet?"""
         return self._messengers.has(key)
 

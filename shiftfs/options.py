@@ -16,6 +16,7 @@ from .shift.idmap import IDENTITY, IdMap, MapError
 from .vocabulary import (
     FLAGS,
     FOR_LAYERS,
+    FOR_MARKS,
     FOR_MOUNT,
     IGNORED,
     KERNEL,
@@ -83,6 +84,9 @@ class MountOptions:
     volatile: bool = False
     userxattr: bool = False
     ghost: Literal["keep", "drop"] = "keep"  # upper files whose directory was lower, and is there no more
+    mark: bool = False  # others may mount it in their user namespaces; itself it is root's alone
+    mark_users: tuple[str, ...] = ()  # those who may; everybody if there are none
+    allow_exposed: bool = False
     kernel_options: tuple[bytes, ...] = ()  # NAME=VALUE, bare: who joins them quotes the commas
     notes: tuple[str, ...] = ()  # what was accepted and does nothing; said at -d
 
@@ -238,6 +242,7 @@ class _Options:
         others = {name: value for name, value in values.items() if name not in MAPS}
         maps = {"uidmap": uidmap, "gidmap": gidmap}
         self._check_layers(flags, others)
+        self._check_mark(flags)
         if "lowerdir" in others:
             others["lowerdirs"] = others.pop("lowerdir")
         return {**flags, **others, **maps, "kernel_options": kernel, "notes": tuple(self._notes)}
@@ -265,6 +270,17 @@ class _Options:
                 f"metacopy=on and redirect_dir={values['redirect_dir']} cannot go together: a redirect leads"
                 " from a renamed file to its content; keep one"
             )
+
+    def _check_mark(self, flags: dict[str, Any]) -> None:
+        if not flags.get("mark"):
+            needing = [name for name in FOR_MARKS if name in self._given]
+            if needing:
+                raise UsageError(f"{needing[0]} is for marks: add mark, or omit {needing[0]}")
+            return
+        if not self._is_root:
+            raise UsageError("mark needs root: it lets others do as root what they like with what is marked")
+        # The mark itself is for root to look at; what is executed is executed on the mounts that are made of it.
+        flags.update(allow_other=False, allow_root=False, suid=False, dev=False, exec=False)
 
     def _devices(self, *, wanted: bool, refused: bool) -> bool:
         if wanted and not refused and not self._is_root:

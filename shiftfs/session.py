@@ -90,6 +90,8 @@ class Session:
         self.negotiated: negotiation.Negotiated | None = None
         self.on_ready: Callable[[], None] = lambda: None
         self.on_end: Callable[[], None] = lambda: None
+        self.on_failure: Callable[[], None] = loop.stop
+        """The kernel and we do not agree: `failure` says about what."""
         self.failure: str | None = None
         self._decoders = requests.decoders(setxattr_ext=False)
         handlers = LAYERED_HANDLERS if tree.layered else HANDLERS
@@ -102,7 +104,7 @@ class Session:
             aside=self._aside,
             notify=lambda message: self.notify([message], _nothing),
             tell=self._tell,
-            is_telling=lambda inodes: any(loop.is_waiting(inode.nodeid) for inode in inodes),
+            is_telling=lambda inodes: any(loop.is_waiting((self, inode.nodeid)) for inode in inodes),
             detach=self._channel.detach,
             recycle=self._channel.recycle,
             watch=self._watch,
@@ -131,7 +133,7 @@ class Session:
                 done()
 
         for nodeid, parts in by_inode.items():
-            self._loop.submit_waiting(nodeid, partial(self._write, parts), written)
+            self._loop.submit_waiting((self, nodeid), partial(self._write, parts), written)
 
     def _tell(self, messages: Sequence[bytes]) -> Gate:
         gate = Gate()
@@ -225,7 +227,7 @@ class Session:
             )  # fmt: skip
         except ProtocolError as error:
             self.failure = str(error)
-            self._loop.stop()
+            self.on_failure()
             raise
         self.negotiated = agreed
         self.context.kernel_strips_set_gid = agreed.minor >= _MINOR_OF_STRIPPED_SET_GID

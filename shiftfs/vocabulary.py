@@ -43,6 +43,8 @@ FLAGS: Final[Mapping[str, Mapping[str, bool]]] = {
     "debug": {"debug": True},
     "volatile": {"volatile": True},
     "userxattr": {"userxattr": True},
+    "mark": {"mark": True},
+    "allow_exposed": {"allow_exposed": True},
 }
 
 # Said to mount(8), the boot, or whoever reads /etc/fstab (mount(8), fstab(5), systemd.mount(5)). Where one
@@ -104,6 +106,8 @@ FOR_LAYERS: Final = (
     "upperdir", "workdir", "redirect_dir", "metacopy", "index", "volatile", "userxattr", "xino", "ghost"
 )  # fmt: skip
 
+FOR_MARKS: Final = ("mark_users", "allow_exposed")
+
 MOST_LOWERS: Final = 500
 KERNEL: Final = ("context", "fscontext", "defcontext", "rootcontext")
 MAPS: Final = ("uidmapping", "gidmapping", "userns", "subid")
@@ -153,6 +157,13 @@ def _directories(value: str) -> tuple[bytes, ...]:
     return tuple(_name("".join(path)) for path in paths)
 
 
+def _users(value: str) -> tuple[str, ...]:
+    names = tuple(value.split(":"))
+    if not all(names):
+        raise ValueError
+    return names
+
+
 def _switch(value: str) -> bool:
     if value not in ("on", "off"):
         raise ValueError
@@ -193,6 +204,7 @@ VALUED: Final[Mapping[str, _Valued]] = {
     "metacopy": _Valued(_switch, "on or off"),
     "index": _Valued(_switch, "on or off"),
     "locks": _Valued(_one_of("mount", "layers"), "mount or layers"),
+    "mark_users": _Valued(_users, "names or numbers of users, joined by colons"),
     "ghost": _Valued(_one_of("keep", "drop"), "keep or drop"),
     **{name: _Valued(_context, "a security context without double quotes") for name in KERNEL},
 }

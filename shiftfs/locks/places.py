@@ -8,19 +8,18 @@ descriptor of that directory. Loop thread.
 import errno
 import fcntl
 import os
-import stat
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any, Final
 
+from .. import runtime
 from ..layer import reopen
 from ..tree import Descriptor, RealKey, Tree
 from .real import RealFile
 
 _FLAGS: Final = os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 _PLACE: Final = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | _FLAGS
-_DIRECTORY: Final = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _LAST_LOOKS: Final = 3
 _ATTEMPTS: Final = 100
 _PAUSE: Final = 0.001
@@ -36,9 +35,8 @@ class Places:
     @classmethod
     def find(cls) -> "Places | None":
         """The user's own directory, which nobody else may write."""
-        above = "/run" if os.geteuid() == 0 else os.environ.get("XDG_RUNTIME_DIR", "")
         try:
-            return cls(_made(_made(os.open(above, _DIRECTORY), "shiftfs"), "locks")) if above else None
+            return cls(runtime.directory("locks"))
         except OSError:
             return None
 
@@ -83,23 +81,6 @@ class Places:
             return False
         finally:
             os.close(fd)
-
-
-def _made(above: int, name: str) -> int:
-    """A directory of ours, and none that others may write; `above` is closed."""
-    try:
-        try:
-            os.mkdir(name, 0o700, dir_fd=above)
-        except FileExistsError:
-            pass
-        found = os.open(name, _DIRECTORY, dir_fd=above)
-    finally:
-        os.close(above)
-    status = os.fstat(found)
-    if status.st_uid != os.geteuid() or status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-        os.close(found)
-        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
-    return found
 
 
 def files_of(tree: Tree, places: Places | None, entry: Any) -> Iterator[RealFile]:

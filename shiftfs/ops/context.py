@@ -114,6 +114,9 @@ class Context:
         """The open files that hold a descriptor: callers may open more files than we may have descriptors."""
         self.reports: dict[str, tuple[object, bytes]] = {}
         self.owner = os.geteuid()
+        self.inside: IdMap | None = None
+        """The uids of the user namespace that the mount belongs to, where that is another's: nobody there, its root
+        included, has a right beyond it. `real` are those of our own namespace."""
         self.inner_root: bytes | None = None
         """A name below the root that leads to the root itself, while one is wanted (mount.show_inner_root)."""
         self.interrupted: set[int] = set()

@@ -22,13 +22,27 @@ def getxattr(ctx: Context, header: Header, request: requests.Getxattr) -> Payloa
     name = request.name
     if name in _ACLS:
         return _sized(embedded.acl_to_shown(_acl(ctx, entry, name), ctx.uids, ctx.gids), request.size)
+    if _is_the_hosts(ctx, name):
+        raise OSError(errno.ENODATA, os.strerror(errno.ENODATA))
     value: bytes | None = ctx.tree.getxattr(entry, name)
     assert value is not None
     if name == _CAPABILITY:
-        value = embedded.capability_to_shown(value, ctx.uids)
+        value = _capability(ctx, value)
         if value is None:
             raise OSError(errno.ENODATA, os.strerror(errno.ENODATA))
     return _sized(value, request.size)
+
+
+def _capability(ctx: Context, value: bytes) -> bytes | None:
+    if ctx.inside is not None:
+        return embedded.capability_to_inside(value, ctx.uids, ctx.inside)
+    return embedded.capability_to_shown(value, ctx.uids)
+
+
+def _is_the_hosts(ctx: Context, name: bytes) -> bool:
+    """In a user namespace of somebody else: what security modules and overlays of the host go by (trusted.*,
+    security.*). The kernel lets the namespace's root set the latter."""
+    return ctx.inside is not None and name.startswith((b"trusted.", b"security.")) and name != _CAPABILITY
 
 
 def _acl(ctx: Context, entry: Any, name: bytes) -> bytes:
@@ -46,10 +60,12 @@ def _acl(ctx: Context, entry: Any, name: bytes) -> bytes:
 def listxattr(ctx: Context, header: Header, request: requests.Listxattr) -> Payload:
     entry = ctx.inodes.get(header.nodeid).entry
     names = ctx.tree.listxattr(entry)
-    if header.uid != 0:
+    if ctx.inside is not None:
+        names = [name for name in names if not _is_the_hosts(ctx, name)]
+    elif header.uid != 0:
         # As filesystems do themselves (kernel fs/xattr.c): trusted.* is not even listed to the unprivileged.
         names = [name for name in names if not name.startswith(b"trusted.")]
-    if _CAPABILITY in names and embedded.capability_to_shown(ctx.tree.getxattr(entry, _CAPABILITY), ctx.uids) is None:
+    if _CAPABILITY in names and _capability(ctx, ctx.tree.getxattr(entry, _CAPABILITY)) is None:
         names.remove(_CAPABILITY)
     return _sized(b"".join(name + b"\0" for name in names), request.size)
 
@@ -65,12 +81,16 @@ def _sized(value: bytes, room: int) -> Payload:
 def setxattr(ctx: Context, header: Header, request: requests.Setxattr) -> Payload:
     entry = ctx.to_change(header.nodeid).entry
     name, value = request.name, request.value
+    _refuse_the_hosts(ctx, name)
     if name in _ACLS:
         ctx.refuse_unmapped_owner(ctx.tree.attributes(entry))
         value = embedded.acl_to_real(value, ctx.uids, ctx.gids)
     elif name == _CAPABILITY:
         ctx.refuse_unmapped_owner(ctx.tree.attributes(entry))
-        value = embedded.capability_to_real(value, ctx.uids)
+        if ctx.inside is not None:
+            value = embedded.capability_from_inside(value, ctx.inside)
+        else:
+            value = embedded.capability_to_real(value, ctx.uids)
     ctx.tree.setxattr(entry, name, value, request.flags)
     if request.setxattr_flags & _KILL_SGID:
         mode = ctx.tree.attributes(entry).mode
@@ -79,8 +99,14 @@ def setxattr(ctx: Context, header: Header, request: requests.Setxattr) -> Payloa
     return DONE
 
 
+def _refuse_the_hosts(ctx: Context, name: bytes) -> None:
+    if _is_the_hosts(ctx, name):
+        raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+
+
 def removexattr(ctx: Context, header: Header, request: requests.Removexattr) -> Payload:
     entry = ctx.to_change(header.nodeid).entry
+    _refuse_the_hosts(ctx, request.name)
     if request.name in _ACLS or request.name == _CAPABILITY:
         ctx.refuse_unmapped_owner(ctx.tree.attributes(entry))
     ctx.tree.removexattr(entry, request.name)

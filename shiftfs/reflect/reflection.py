@@ -9,6 +9,7 @@ from ..loop import Loop
 from ..ops.own import OwnChanges
 from ..session import Session
 from .agent import Agent
+from .hub import Hub
 from .journal import Journal
 from .live import Live
 from .performing import Performing
@@ -18,15 +19,21 @@ from .watchers import Watchers
 class Reflection:
     """Of one mount. Without an agent the kernel is told of changes, but nobody else is."""
 
-    def __init__(self, loop: Loop, session: Session, watch: str, journal: Journal, log: Callable[[str], None]) -> None:
-        """`watch` as the option."""
+    def __init__(
+        self, loop: Loop, session: Session, watch: str, journal: Journal, log: Callable[[str], None],
+        hub: Hub | None = None,
+    ) -> None:  # fmt: skip
+        """`watch` as the option; `hub` where the process has several mounts, which are to hear of each other."""
         self._loop = loop
         self._session = session
         context = session.context
         self._performing = Performing(context, session.notify)
         self._own = OwnChanges()
         self._notes_own = False
-        self._watchers = Watchers(watch, on_descriptor=self._listen)
+        if hub is not None:
+            self._watchers = Watchers("inotify", on_descriptor=self._listen, new=lambda kind: hub.branch())
+        else:
+            self._watchers = Watchers(watch, on_descriptor=self._listen)
         self.live = Live(
             context, self._watchers, self._performing, journal, log, self._own,
             run=session.run_aside, closing=loop.remove,
@@ -52,6 +59,12 @@ class Reflection:
         if not self._watchers.tells_who(fd) and not self._notes_own:
             self._notes_own = True
             self._session.note_own_changes(self._own)
+
+    def close(self) -> None:
+        """The mount has gone, and the process stays."""
+        for fd in self._watchers.descriptors:
+            self._loop.remove(fd)
+        self._watchers.close()
 
     def describe(self) -> dict[str, object]:
         """For `status`."""

@@ -43,8 +43,11 @@ class Watchers:
     """All that a mount's layers need. `mode` is of MODES; each device uses the first way of it that serves, found out
     at its first inode."""
 
-    def __init__(self, mode: str, *, on_descriptor: Callable[[int], None]) -> None:
-        """`on_descriptor` is called with what is to be polled, once it is needed."""
+    def __init__(
+        self, mode: str, *, on_descriptor: Callable[[int], None], new: Callable[[str], Source] | None = None
+    ) -> None:
+        """`on_descriptor` is called with what is to be polled, once it is needed; `new` makes a source of a way."""
+        self._new = new or _new
         self._order = MODES[mode]
         self._on_descriptor = on_descriptor
         self._sources: dict[str, Source] = {}
@@ -97,7 +100,7 @@ class Watchers:
         if source is not None:
             source.prepare(device, fd, name)
             return
-        source = _new(kind)
+        source = self._new(kind)
         try:
             source.prepare(device, fd, name)
         except OSError:

@@ -10,6 +10,7 @@ import errno
 import os
 from collections.abc import Iterator
 from types import TracebackType
+from typing import ClassVar
 
 from ..sys import privileges
 from .idmap import UNMAPPED, IdMap
@@ -21,12 +22,13 @@ _NOBODY = 65534
 class Credentials:
     """Who creates: the caller's ids, shown ones turned into real ones."""
 
+    _umask: ClassVar[int] = -1
+    """The process's: it is not one mount's alone. Not known at first."""
+
     def __init__(self, uids: IdMap, gids: IdMap) -> None:
         self._uids = uids
         self._gids = gids
         self._own = (os.geteuid(), os.getegid())
-        self._umask = os.umask(0o022)
-        os.umask(self._umask)
         self._taken: set[tuple[int, int]] = set()
         self._switched = False
         privileges.keep_capabilities_over_setfsuid()
@@ -40,9 +42,9 @@ class Credentials:
         if UNMAPPED in wanted:
             raise OSError(errno.EOVERFLOW, os.strerror(errno.EOVERFLOW))
         umask &= 0o777  # as umask(2) does; before the ids, so that nothing fails while they are the caller's
-        if umask != self._umask:
+        if umask != Credentials._umask:
             os.umask(umask)
-            self._umask = umask
+            Credentials._umask = umask
         if wanted != self._own:
             self._switch(wanted)
         return self

@@ -131,6 +131,25 @@ def capability_to_real(value: bytes, uids: IdMap) -> bytes:
     return _capability(magic, value[_CAP_BODY], root)
 
 
+def capability_to_inside(value: bytes, uids: IdMap, inside: IdMap) -> bytes | None:
+    """As capability_to_shown, for a mount that belongs to a user namespace whose map is `inside`: there the kernel
+    takes version 2 for its own root's. Without a root id it is the layer's id 0's, who is shown as that root or not at
+    all; with one, of the namespace whose root that is."""
+    revision = _CAP_MAGIC.unpack_from(value)[0] & _CAP_REVISION_MASK if len(value) >= _CAP_MAGIC.size else 0
+    return capability_to_shown(value, inside if revision == _CAP_REVISION_3 else uids)
+
+
+def capability_from_inside(value: bytes, inside: IdMap) -> bytes:
+    """As capability_to_real, for such a mount: it is stored for the namespace's root, so that it is nothing to the
+    host. EPERM where that is the host's root."""
+    if inside.real[0] in (0, UNMAPPED):
+        raise _error(errno.EPERM)
+    stored = capability_to_real(value, inside)
+    if len(stored) != _CAP_SIZES[_CAP_REVISION_3] or _CAP_ROOT.unpack_from(stored, 20)[0] == 0:
+        raise _error(errno.EPERM)
+    return stored
+
+
 def _capability(magic: int, body: bytes, root: int | None) -> bytes:
     """Version 3 with a root id, version 2 without one."""
     effective = magic & _CAP_EFFECTIVE

@@ -78,6 +78,11 @@ class IdMap:
             all(r.real == r.shown for r in self.ranges) and sum(r.count for r in self.ranges) == UNMAPPED
         )
 
+    @property
+    def inverse(self) -> "IdMap":
+        """The same, with what is real here shown there."""
+        return IdMap(Range(one.shown, one.real, one.count) for one in self.ranges)
+
     def __eq__(self, other: object) -> bool:
         return isinstance(other, IdMap) and self.ranges == other.ranges
 

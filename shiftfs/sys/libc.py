@@ -13,6 +13,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 INT = ctypes.c_int
 UINT = ctypes.c_uint
 LONG = ctypes.c_long
+ULONG = ctypes.c_ulong
 SIZE = ctypes.c_size_t
 OFFSET = ctypes.c_int64
 PATH = ctypes.c_char_p

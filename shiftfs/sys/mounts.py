@@ -27,6 +27,7 @@ _AT_EMPTY_PATH = 0x1000
 _AT_RECURSIVE = 0x8000
 _MS_PRIVATE = 1 << 18
 
+_mount = libc.function("mount", [libc.PATH, libc.PATH, libc.PATH, libc.ULONG, libc.PATH])
 _umount2 = libc.function("umount2", [libc.PATH, libc.INT])
 
 
@@ -87,6 +88,12 @@ def attach(clone: int, path: bytes, *, beneath: bool) -> None:
     if libc.syscall(
         libc.LONG(_MOVE_MOUNT), libc.INT(clone), libc.PATH(b""), libc.INT(_AT_FDCWD), libc.PATH(path), libc.UINT(flags)
     ):
+        raise libc.failure(path)
+
+
+def mount(source: bytes, path: bytes, kind: bytes, flags: int, data: bytes) -> None:
+    """mount(2) of a filesystem; `flags` are of RDONLY and the others here, which MS_RDONLY and so on equal."""
+    if _mount(source, path, kind, flags, data):
         raise libc.failure(path)
 
 

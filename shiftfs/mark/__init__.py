@@ -1,0 +1,1 @@
+"""Marks: trees that root lets others mount in their own user namespaces."""

@@ -1,0 +1,143 @@
+"""What makes a mount a mark: its tree is shared with the mounts that others make of it, which one process serves.
+
+Owns the tree's sharing, the hub through which these hear of each other, and the broker. Loop thread; `check` before.
+"""
+
+import os
+import pwd
+import resource
+from collections.abc import Callable
+
+from .. import runtime
+from ..locks.table import Locks
+from ..loop import Loop
+from ..mount import MountError
+from ..options import MountOptions
+from ..reflect.ending import Ending
+from ..reflect.hub import Hub
+from ..sys import privileges
+from ..tree import Tree
+from . import exposure, protocol
+from .broker import Broker, Derived, Owner, Terms, listen
+from .derived import DerivedMount, Served
+from .shared import SharedTree
+
+_PER_MOUNT = 8
+"""Descriptors that one may come to, without those of the tree."""
+_SHARE = 4
+"""Mounts take no more than this part of the descriptors that there are."""
+
+
+def check(options: MountOptions) -> frozenset[int] | None:
+    """Who may mount what is to be marked; None for everybody. Raises MountError for what must not be marked."""
+    is_powerful = privileges.effective_capabilities() >> privileges.CAP_SYS_ADMIN & 1
+    if os.geteuid() != 0 or not is_powerful or not is_initial():
+        raise MountError("mark: needs root, with CAP_SYS_ADMIN in the initial user namespace; nothing was mounted")
+    exposed = [path for path in _taking(options) if exposure.hiding_place(path) is None]
+    if exposed and not options.allow_exposed:
+        raise MountError(
+            f"{os.fsdecode(exposed[0])}: set-id files that others make there would be root's own, for everybody who"
+            " comes to them; put it beneath a directory that only root may search (chmod 0700), or give allow_exposed"
+        )
+    return frozenset(map(_uid, options.mark_users)) or None
+
+
+def _taking(options: MountOptions) -> list[bytes]:
+    """Where others can make files."""
+    if options.lowerdirs:
+        return [options.upperdir] if options.upperdir is not None else []
+    return [options.source] if options.source is not None and not options.read_only else []
+
+
+def is_initial() -> bool:
+    """Are all ids ours?"""
+    with open("/proc/self/uid_map") as lines:
+        return [line.split() for line in lines] == [["0", "0", "4294967295"]]
+
+
+def _uid(user: str) -> int:
+    try:
+        return int(user) if user.isascii() and user.isdigit() else pwd.getpwnam(user).pw_uid
+    except (KeyError, ValueError):
+        raise MountError(f"mark_users: there is no user {user!r}; see getent passwd") from None
+
+
+class Marking:
+    """Of one mark."""
+
+    def __init__(
+        self, loop: Loop, options: MountOptions, tree: Tree, users: frozenset[int] | None, log: Callable[[str], None]
+    ) -> None:
+        self._loop = loop
+        self._options = options
+        self._users = users
+        self._log = log
+        self._broker: Broker | None = None
+        self._ending: Ending | None = None
+        self._alone: Callable[[], None] = lambda: None
+        self.tree = SharedTree(tree)
+        self.hub = Hub(loop.add) if options.watch != "off" else None
+        self.has_lost_some = False
+        """Mounts have ended since this was last cleared."""
+
+    def open_door(
+        self, device: str, *, serves_open: bool, max_write: int, locks: Callable[[Tree], Locks] | None,
+        unmounted: Callable[[], None],
+    ) -> None:  # fmt: skip
+        """Let others in, who find us by the number of the mark's filesystem. `unmounted` is called when nobody in our
+        mount namespace has the mark any more; those who have mounted it have copies of it in theirs. Raises MountError.
+        """
+        options = self._options
+        served = Served(
+            self._loop, self.tree, options.uidmap, options.gidmap,
+            timeout=options.timeout, serves_open=serves_open, max_write=max_write, hub=self.hub, locks=locks,
+            log=self._log,
+        )  # fmt: skip
+        held = frozenset([protocol.READ_ONLY] * options.read_only + [protocol.NO_ATIME] * (not options.atime))
+        most = resource.getrlimit(resource.RLIMIT_NOFILE)[0] // _SHARE // _PER_MOUNT
+        path = protocol.path(device)
+        try:
+            os.close(runtime.directory(protocol.DIRECTORY, is_public=True))
+            listener = listen(path)
+        except OSError as error:
+            raise MountError(f"{path}: {error.strerror}; nobody could mount the mark, and it is none") from None
+
+        def serve(
+            fd: int, owner: Owner, asked: frozenset[bytes], tell: Callable[[str | None], None]
+        ) -> Derived:
+            return DerivedMount(served, fd, owner, asked, tell, self._has_ended)
+
+        self._ending = Ending(self._loop, device, unmounted)
+        self._broker = Broker(self._loop, listener, Terms(self._users, most, held), serve, self._log)
+
+    @property
+    def count(self) -> int:
+        """How many mounts there are."""
+        return len(self._broker.mounts) if self._broker is not None else 0
+
+    def tick(self, now: float) -> bool:
+        is_due = self._ending is not None and self._ending.look(now)
+        return (self._broker is not None and self._broker.tick(now)) or is_due
+
+    def close_door(self, alone: Callable[[], None]) -> None:
+        """The mark's own mount is gone: nobody may mount it any more. `alone` is called when all are gone."""
+        self._alone = alone
+        if self._ending is not None:
+            self._ending.close()
+        if self._broker is not None:
+            self._broker.close_door()
+        if not self.count:
+            alone()
+
+    def _has_ended(self, derived: DerivedMount) -> None:
+        self.has_lost_some = True
+        if self._broker is not None:
+            self._broker.ended(derived)
+        if not self.count:
+            self._alone()
+
+    def close(self) -> None:
+        """End all mounts."""
+        self._alone = lambda: None
+        if self._broker is not None:
+            self._broker.close()
