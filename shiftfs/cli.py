@@ -187,6 +187,8 @@ class Mount:
             if options.locks == "layers":
                 self._session.context.serve_locks(self._locks(self._tree))
             self._reflection = self._reflect()
+            if self._marking is not None and self._reflection is not None:
+                self._marking.neighbours.join(self._session, self._reflection)
             self._employment = self._employ(agent)
         except BaseException:
             os.close(fd)

@@ -16,9 +16,8 @@ from typing import Any, Final, NamedTuple
 from .channel import Channel, Disconnected
 from .counters import Counters
 from .loop import Loop
-from .ops import HANDLERS, LAYERED_HANDLERS, directories
+from .ops import HANDLERS, LAYERED_HANDLERS, Handler, directories
 from .ops.context import Context, Later, Payload
-from .ops.own import OwnChanges
 from .ops.readonly import refusing_changes
 from .shift.idmap import IdMap
 from .tree import Gate, Steps, Tree, Work
@@ -112,9 +111,9 @@ class Session:
         )  # fmt: skip
         loop.add(fd, self._ready)
 
-    def note_own_changes(self, own: OwnChanges) -> None:
-        """Let it hear of all changes from now on."""
-        self._handlers = own.noting(self._handlers)
+    def wrap(self, wrapping: Callable[[dict[int, Handler]], dict[int, Handler]]) -> None:
+        """Let somebody else hear of all requests from now on."""
+        self._handlers = wrapping(self._handlers)
 
     def notify(self, messages: Sequence[bytes], done: Callable[[], None]) -> None:
         """Write notices, those of one inode or of the names in one directory in their order and after those that came

@@ -10,7 +10,8 @@ import os
 import socket
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Final, NamedTuple, Protocol
 
 from ..loop import Loop
@@ -56,8 +57,10 @@ class Terms(NamedTuple):
     options: frozenset[bytes]
 
 
-Serve = Callable[[int, Owner, frozenset[bytes], Callable[[str | None], None]], Derived]
-"""Serve a connection, with these options; call the last with None once it is served, or with why it is not."""
+Tell = Callable[[str | None, Sequence[int]], None]
+"""Called with None, and descriptors to be given to whoever mounts, once a mount is served, or with why it is not."""
+Serve = Callable[[int, Owner, frozenset[bytes], Tell], Derived]
+"""Serve a connection, with these options."""
 
 
 class Visitor:
@@ -176,21 +179,21 @@ class Broker:
         # From here on by a descriptor that nobody else has, whose flags are ours alone.
         fd = handover.join_connection(rights[0])
         visitor.step = None
-        derived = self._serve(fd, visitor.owner, visitor.options, lambda reason: self._is_served(visitor, reason))
+        derived = self._serve(fd, visitor.owner, visitor.options, partial(self._is_served, visitor))
         visitor.derived = derived
         self.mounts.add(derived)
 
-    def _is_served(self, visitor: Visitor, reason: str | None) -> None:
+    def _is_served(self, visitor: Visitor, reason: str | None, given: Sequence[int]) -> None:
         if reason is None:
-            self._answer(visitor, SERVING)
+            self._answer(visitor, SERVING, given=given)
         else:
             self._answer(visitor, NO, reason.encode(errors="replace"))
         self._goes(visitor)
 
-    def _answer(self, visitor: Visitor, *words: bytes) -> None:
-        """If he listens: nobody is waited for."""
+    def _answer(self, visitor: Visitor, *words: bytes, given: Sequence[int] = ()) -> None:
+        """If he listens: nobody is waited for, as the socket does not block."""
         with contextlib.suppress(OSError):
-            visitor.connection.send(packed(*words)[: protocol.LONGEST], socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+            protocol.send(visitor.connection, packed(*words)[: protocol.LONGEST], given)
 
     def _goes(self, visitor: Visitor) -> None:
         if visitor in self._visitors:

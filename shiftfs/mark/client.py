@@ -4,14 +4,17 @@ connection handed over to the mark's process, which serves it.
 Owns nothing once that has said that it serves. Main thread.
 """
 
-import array
 import contextlib
 import os
+import signal
 import socket
+from collections.abc import Sequence
+from functools import partial
 from typing import Final
 
 from ..mount import MountError
 from ..options import MountOptions
+from ..reflect import agent_child
 from ..sys import mounts
 from ..sys.mountinfo import listed
 from . import protocol
@@ -48,8 +51,9 @@ def mount(options: MountOptions, device: str) -> None:
         try:
             connection.connect(protocol.path(device))
             asked = [protocol.READ_ONLY] * options.read_only + [protocol.NO_ATIME] * (not options.atime)
-            granted = _ask(connection, packed(HELLO, protocol.VERSION, b",".join(asked)), OK, shown)
-            _mount(options, connection, frozenset(granted[1].split(b",")), shown)
+            words, _ = _ask(connection, packed(HELLO, protocol.VERSION, b",".join(asked)), OK, shown)
+            sockets = _mount(options, connection, shown)
+            _employ(options.mountpoint, sockets, protocol.READ_ONLY in words[1].split(b","))
         except TimeoutError:
             raise MountError(f"{shown}: the process of this mark does not answer; nothing was mounted") from None
         except (ConnectionError, FileNotFoundError):
@@ -57,27 +61,24 @@ def mount(options: MountOptions, device: str) -> None:
 
 
 def _ask(
-    connection: socket.socket, packet: bytes, wanted: bytes, shown: str, rights: tuple[int, ...] = ()
-) -> list[bytes]:
-    """Say something and hear what is wanted. Raises MountError, OSError."""
-    controls = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", rights))] if rights else []
-    connection.sendmsg([packet], controls)
+    connection: socket.socket, packet: bytes, wanted: bytes, shown: str, rights: Sequence[int] = ()
+) -> tuple[list[bytes], list[int]]:
+    """Say something and hear what is wanted, and the descriptors that come with it. Raises MountError, OSError."""
+    protocol.send(connection, packet, rights)
     words, received = protocol.receive(connection)
-    for fd in received:
-        os.close(fd)
     if not words:
         raise ConnectionResetError
     if words[0] != wanted:
         reason = words[1].decode(errors="replace") if len(words) > 1 else "refused"
         raise MountError(f"{shown}: {reason}; nothing was mounted")
-    return words
+    return words, received
 
 
-def _mount(options: MountOptions, connection: socket.socket, granted: frozenset[bytes], shown: str) -> None:
+def _mount(options: MountOptions, connection: socket.socket, shown: str) -> list[int]:
+    """Returns what the mark's process gives for an agent: sockets, if it wants one."""
     device = os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC)
     try:
         flags = mounts.NODEV | (0 if options.suid else mounts.NOSUID) | (0 if options.exec else mounts.NOEXEC)
-        flags |= mounts.RDONLY if protocol.READ_ONLY in granted else 0
         data = b"fd=%d,rootmode=40000,user_id=0,group_id=0,default_permissions,allow_other" % device
         source = options.fsname or os.path.abspath(options.source or b"")
         try:
@@ -86,10 +87,44 @@ def _mount(options: MountOptions, connection: socket.socket, granted: frozenset[
             where, advice = os.fsdecode(options.mountpoint), "it takes a mount namespace of your own (unshare -m)"
             raise MountError(f"{where}: {error.strerror}; {advice}") from None
         try:
-            _ask(connection, CONNECTION, SERVING, shown, (device,))
+            return _ask(connection, CONNECTION, SERVING, shown, [device])[1]
         except BaseException:
             with contextlib.suppress(OSError):
                 mounts.unmount(options.mountpoint, mounts.MNT_DETACH)
             raise
     finally:
         os.close(device)
+
+
+def _employ(mountpoint: bytes, sockets: list[int], read_only: bool) -> None:
+    """Leave a process that raises, here, the events of what others change: nobody else can. Where the kernel does not
+    let it know when the mount is gone, there is none, since what it holds would keep the mount."""
+    try:
+        if sockets:
+            place = mounts.place_of(mountpoint)
+            clone = mounts.clone_at(mountpoint)
+            mounts.set_flags(clone, on=mounts.NODEV | mounts.NOSUID | mounts.NOEXEC, private=True)
+            _leave_agent(mountpoint, sockets, clone, place)
+            os.close(clone)
+    except OSError:
+        pass  # changes are seen all the same
+    finally:
+        for fd in sockets:
+            os.close(fd)
+    if read_only:  # the mark's process lets nobody change anything; this is for it to be seen
+        with contextlib.suppress(OSError):
+            fd = os.open(mountpoint, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+            mounts.set_flags(fd, on=mounts.RDONLY)
+            os.close(fd)
+
+
+def _leave_agent(mountpoint: bytes, sockets: list[int], clone: int, place: tuple[int, int]) -> None:
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    if os.fork():
+        return
+    try:
+        os.setsid()
+        leave = partial(mounts.leave_for_nothing, os.path.abspath(mountpoint))
+        agent_child.run(sockets, mask, agent_child.Place(clone, leave, partial(mounts.is_mounted, *place)))
+    finally:
+        os._exit(1)

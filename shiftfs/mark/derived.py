@@ -4,6 +4,7 @@ Owns its session, and what follows the layers for it, until the mount is gone. L
 """
 
 import json
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -16,8 +17,10 @@ from ..reflect.journal import Journal
 from ..reflect.reflection import Reflection
 from ..session import Session
 from ..shift.idmap import IdMap
-from .broker import Owner
+from .broker import Owner, Tell
+from .neighbours import Neighbours
 from .protocol import NO_ATIME, READ_ONLY
+from .remote_agent import RemoteAgent
 from .shared import SharedTree
 
 __all__ = ["NO_ATIME", "READ_ONLY", "DerivedMount", "Served"]
@@ -28,7 +31,8 @@ class Served:
 
     def __init__(
         self, loop: Loop, tree: SharedTree, uids: IdMap, gids: IdMap, *, timeout: float, serves_open: bool,
-        max_write: int, hub: Hub | None, locks: Callable[[Any], Locks] | None, log: Callable[[str], None],
+        max_write: int, watch: str, hub: Hub | None, neighbours: Neighbours,
+        locks: Callable[[Any], Locks] | None, log: Callable[[str], None],
     ) -> None:  # fmt: skip
         """`hub` is None where layers are not followed, `locks` where they stay with the kernel."""
         self.loop = loop
@@ -38,7 +42,9 @@ class Served:
         self.timeout = timeout
         self.serves_open = serves_open
         self.max_write = max_write
+        self.watch = watch
         self.hub = hub
+        self.neighbours = neighbours
         self.locks = locks
         self.log = log
 
@@ -48,11 +54,14 @@ class DerivedMount:
 
     def __init__(
         self, served: Served, fd: int, owner: Owner, options: frozenset[bytes],
-        tell: Callable[[str | None], None], ended: Callable[["DerivedMount"], None],
+        tell: Tell, ended: Callable[["DerivedMount"], None],
     ) -> None:  # fmt: skip
         """Takes over `fd`."""
         self.owner = owner
+        self._tell = tell
         self._ended = ended
+        self._served = served
+        self._agent: RemoteAgent | None = None
         self._tree = served.tree.use()
         self.session = session = Session(
             served.loop, fd, self._tree, served.uids, served.gids,
@@ -64,15 +73,27 @@ class DerivedMount:
             read_only=READ_ONLY in options,
         )  # fmt: skip
         session.context.inside = owner.uids
-        session.on_ready = lambda: tell(None)
+        session.on_ready = self._ready
         session.on_end = self._gone
-        session.on_failure = lambda: tell(session.failure)
+        session.on_failure = lambda: tell(session.failure, ())
         self._journal = Journal()
         self._reflection: Reflection | None = None
         if served.locks is not None:
             session.context.serve_locks(served.locks(self._tree))
         if served.hub is not None:
-            self._reflection = Reflection(served.loop, session, "inotify", self._journal, served.log, served.hub)
+            self._reflection = Reflection(
+                served.loop, session, served.watch, self._journal, served.log, served.hub
+            )
+            served.neighbours.join(session, self._reflection)
+
+    def _ready(self) -> None:
+        given: list[int] = []
+        if self._reflection is not None:
+            self._agent = RemoteAgent(self._served.loop, self._reflection)
+            given = self._agent.given
+        self._tell(None, given)
+        for fd in given:
+            os.close(fd)
 
     def end(self) -> None:
         """Serve it no more: whoever is on it gets ENOTCONN."""
@@ -80,6 +101,9 @@ class DerivedMount:
 
     def _gone(self) -> None:
         context = self.session.context
+        self._served.neighbours.leave(self.session)
+        if self._agent is not None:
+            self._agent.end()
         if self._reflection is not None:
             self._reflection.close()
         if context.locks is not None:
@@ -92,8 +116,9 @@ class DerivedMount:
         """To container root, who is told nothing of the host."""
         context = self.session.context
         sizes = {"inodes": len(context.inodes), "handles": len(context.handles), "waiting": self.session.waiting}
+        live = self._reflection.describe() if self._reflection is not None else None
         told: dict[str, object] = {
-            "status": {"version": __version__, "marked": True, **sizes},
+            "status": {"version": __version__, "marked": True, "live": live, **sizes},
             "stats": {"requests": self.session.counters.report(), **sizes},
             "events": self._journal.report(after, when),
             "locks": {"served": context.locks is not None, "waiting": 0, "locks": []},

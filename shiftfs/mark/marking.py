@@ -15,11 +15,13 @@ from ..mount import MountError
 from ..options import MountOptions
 from ..reflect.ending import Ending
 from ..reflect.hub import Hub
+from ..reflect.watchers import new_source
 from ..sys import privileges
 from ..tree import Tree
 from . import exposure, protocol
-from .broker import Broker, Derived, Owner, Terms, listen
+from .broker import Broker, Derived, Owner, Tell, Terms, listen
 from .derived import DerivedMount, Served
+from .neighbours import Neighbours
 from .shared import SharedTree
 
 _PER_MOUNT = 8
@@ -76,7 +78,8 @@ class Marking:
         self._ending: Ending | None = None
         self._alone: Callable[[], None] = lambda: None
         self.tree = SharedTree(tree)
-        self.hub = Hub(loop.add) if options.watch != "off" else None
+        self.hub = Hub(loop.add, new_source) if options.watch != "off" else None
+        self.neighbours = Neighbours(self.hub)
         self.has_lost_some = False
         """Mounts have ended since this was last cleared."""
 
@@ -90,8 +93,8 @@ class Marking:
         options = self._options
         served = Served(
             self._loop, self.tree, options.uidmap, options.gidmap,
-            timeout=options.timeout, serves_open=serves_open, max_write=max_write, hub=self.hub, locks=locks,
-            log=self._log,
+            timeout=options.timeout, serves_open=serves_open, max_write=max_write, watch=options.watch,
+            hub=self.hub, neighbours=self.neighbours, locks=locks, log=self._log,
         )  # fmt: skip
         held = frozenset([protocol.READ_ONLY] * options.read_only + [protocol.NO_ATIME] * (not options.atime))
         most = resource.getrlimit(resource.RLIMIT_NOFILE)[0] // _SHARE // _PER_MOUNT
@@ -103,7 +106,7 @@ class Marking:
             raise MountError(f"{path}: {error.strerror}; nobody could mount the mark, and it is none") from None
 
         def serve(
-            fd: int, owner: Owner, asked: frozenset[bytes], tell: Callable[[str | None], None]
+            fd: int, owner: Owner, asked: frozenset[bytes], tell: Tell
         ) -> Derived:
             return DerivedMount(served, fd, owner, asked, tell, self._has_ended)
 

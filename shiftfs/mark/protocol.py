@@ -4,7 +4,7 @@
     HELLO version options            ->
                                      <-     OK what the mount is to have      or NO reason
     CONNECTION + a /dev/fuse descriptor ->
-                                     <-     SERVING                           or NO reason
+                                     <-     SERVING + the agent's sockets     or NO reason
 
 Sans I/O, but for the reading of one packet. Any thread.
 """
@@ -12,6 +12,7 @@ Sans I/O, but for the reading of one packet. Any thread.
 import array
 import os
 import socket
+from collections.abc import Sequence
 from typing import Final
 
 from .. import runtime
@@ -30,7 +31,8 @@ OPTIONS: Final = frozenset({READ_ONLY, NO_ATIME})
 
 LONGEST: Final = 4096
 """Bytes of a packet."""
-_MOST_RIGHTS: Final = 4
+_MOST_RIGHTS: Final = 8
+AGENT_THREADS: Final = 2
 
 DIRECTORY: Final = "marks"
 
@@ -46,6 +48,12 @@ def path(device: str) -> str:
 
 def packed(*words: bytes) -> bytes:
     return b"\0".join(words)
+
+
+def send(connection: socket.socket, packet: bytes, rights: Sequence[int] = ()) -> None:
+    """Raises OSError."""
+    controls = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", rights))] if rights else []
+    connection.sendmsg([packet], controls, socket.MSG_NOSIGNAL)
 
 
 def receive(connection: socket.socket) -> tuple[list[bytes], list[int]]:

@@ -114,6 +114,8 @@ class Context:
         """The open files that hold a descriptor: callers may open more files than we may have descriptors."""
         self.reports: dict[str, tuple[object, bytes]] = {}
         self.owner = os.geteuid()
+        self.also_up: Callable[[Inode], None] = lambda inode: None
+        """What to call when an inode has been copied up, for other mounts of the tree."""
         self.inside: IdMap | None = None
         """The uids of the user namespace that the mount belongs to, where that is another's: nobody there, its root
         included, has a right beyond it. `real` are those of our own namespace."""
@@ -206,6 +208,7 @@ class Context:
         """An inode has been copied up."""
         if self.live is not None:
             self.live.is_up_now(inode)
+        self.also_up(inode)
 
     def look(self, parent: Inode, name: bytes) -> bytes:
         """Look a name up and adopt what is there."""

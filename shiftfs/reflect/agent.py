@@ -19,6 +19,7 @@ from . import agent_child
 from .agent_child import JOB, LONGEST_JOB, OUTCOME, REFUSED, STARTED
 
 _THREADS: Final = 8
+_OUTCOMES: Final = 256
 _START_SECONDS: Final = 5.0
 _END_SECONDS: Final = 2.0
 """How long the child may take."""
@@ -46,6 +47,19 @@ class AgentThread:
         (self.tid,) = STARTED.unpack(said)
         self._socket.setblocking(False)
 
+    def has_started(self) -> bool:
+        """Has it told its id? For one that is not waited for. Raises OSError for one that has ended, or says something
+        else."""
+        self._socket.setblocking(False)
+        try:
+            said = self._socket.recv(STARTED.size + 1)
+        except BlockingIOError:
+            return False
+        if len(said) != STARTED.size:
+            raise OSError(errno.ECHILD, "the agent has ended")
+        (self.tid,) = STARTED.unpack(said)
+        return True
+
     def send(self, job: int, verb: int, *paths: bytes, mode: int = 0) -> bool:
         """Give it a job: paths relative to the root of the mount; b"" is the root itself. False if the thread has more
         before it than its socket takes, or has ended."""
@@ -62,13 +76,16 @@ class AgentThread:
         """Which jobs have been done since: job and errno (0 for success), in the order in which they were given."""
         outcomes: list[tuple[int, int]] = []
         try:
-            while said := os.read(self.fd, OUTCOME.size):
+            while len(outcomes) < _OUTCOMES:  # those of others have their turn
+                said = os.read(self.fd, OUTCOME.size)
+                if len(said) != OUTCOME.size:
+                    self.ended = True
+                    break
                 outcomes.append(OUTCOME.unpack(said))
         except BlockingIOError:
-            return outcomes
-        except ConnectionResetError:
             pass
-        self.ended = True
+        except ConnectionResetError:
+            self.ended = True
         return outcomes
 
     def close(self) -> None:

@@ -19,7 +19,7 @@ import struct
 import threading
 from array import array
 from collections.abc import Callable, Iterable, Sequence
-from typing import Final, NoReturn
+from typing import Final, NamedTuple, NoReturn
 
 from ..sys import beneath, files, process
 from .action import Verb
@@ -42,6 +42,8 @@ _STACK: Final = 128 * 1024
 _IGNORED: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 """Which may come for the whole process group or control group: it goes when the daemon goes."""
 
+_LOOK_AGAIN: Final = 2000
+"""Milliseconds."""
 _ORPHANED: Final = signal.SIGUSR2
 
 _PATH_STEP: Final = 4095
@@ -58,26 +60,39 @@ _NOW: Final = (0, files.UTIME_NOW)
 _OMIT: Final = (0, files.UTIME_OMIT)
 
 
-def run(sockets: Sequence[int], mask: Iterable[int]) -> NoReturn:
+class Place(NamedTuple):
+    """Where the agent of a mount in somebody else's namespaces is: it has the `clone` from the beginning, leaves the
+    namespaces by `leave`, so that it keeps nothing there, and ends when `is_there` says that the mount is gone."""
+
+    clone: int
+    leave: Callable[[], None]
+    is_there: Callable[[], bool]
+
+
+def run(sockets: Sequence[int], mask: Iterable[int], place: Place | None = None) -> NoReturn:
     """Be the agent from now on: the first socket tells of the clone, each other gives jobs to a thread."""
     try:
         gc.disable()  # nothing of the daemon's is ever to be touched here, or it would take memory of its own
         for ignored in _IGNORED:
             signal.signal(ignored, signal.SIG_IGN)
         signal.signal(_ORPHANED, signal.SIG_IGN)
-        process.set_parent_death_signal(_ORPHANED)
+        if place is None:
+            process.set_parent_death_signal(_ORPHANED)
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         process.set_name(_NAME)
         os.umask(0)
         os.chdir("/")
-        null = _close_others(sockets)
+        null = _close_others([*sockets, *([place.clone] if place is not None else [])])
         # A number of its own for the clone, which no other descriptor has even while there is none.
         worker = Worker(socket.socket(fileno=sockets[0]), os.dup(null))
+        if place is not None:
+            worker.leave(place.leave)
+            worker.take(place.clone)
         signal.signal(_ORPHANED, lambda number, frame: worker.abort())
         threading.stack_size(_STACK)
         for number in sockets[1:]:
             threading.Thread(target=worker.work, args=(number,), daemon=True).start()
-        worker.wait()
+        worker.wait(place.is_there if place is not None else None)
     finally:
         os._exit(0)
 
@@ -101,6 +116,8 @@ class Worker:
     def __init__(self, control: socket.socket, clone: int) -> None:
         self._control = control
         self._clone = clone
+        self._descriptors = -1
+        """Of our descriptors, once we see no /proc any more."""
         self._has_clone = False
         self._connection: str | None = None
         self._lock = threading.Lock()
@@ -119,12 +136,12 @@ class Worker:
             REFUSED: self._refuse,
         }
 
-    def wait(self) -> None:
-        """Take clones, until the daemon has gone."""
+    def wait(self, is_there: Callable[[], bool] | None = None) -> None:
+        """Take clones, until the daemon has gone, or what `is_there` is asked for now and then."""
         poll = select.poll()
         poll.register(self._control, select.POLLIN)
-        while True:
-            poll.poll()
+        while is_there is None or is_there():
+            poll.poll(None if is_there is None else _LOOK_AGAIN)
             with self._lock:
                 if not self._take_control():
                     return
@@ -141,16 +158,23 @@ class Worker:
                 rights += array("i", data)
             if not said:
                 return False
-            # In the very place of the one before: a job that is just being done must not meet another descriptor there.
             if rights:
-                os.dup2(rights[0], self._clone, inheritable=False)
-                os.close(rights[0])
-                self._connection = files.device(self._clone).rpartition(":")[2]  # its minor number
-                self._has_clone = True
+                self.take(rights[0])
             else:
                 self._has_clone = False
                 self._connection = None
                 os.dup2(0, self._clone, inheritable=False)
+
+    def leave(self, leave: Callable[[], None]) -> None:
+        self._descriptors = os.open("/proc/self/fd", _O_PATH | os.O_CLOEXEC)
+        leave()
+
+    def take(self, clone: int) -> None:
+        """In the very place of the one before: a job that is just being done must not meet another descriptor there."""
+        os.dup2(clone, self._clone, inheritable=False)
+        os.close(clone)
+        self._connection = files.device(self._clone).rpartition(":")[2]  # its minor number
+        self._has_clone = True
 
     def abort(self) -> None:
         """End the connection of the mount: a thread of the daemon that has been killed while it wrote a notice waits
@@ -321,7 +345,7 @@ class Worker:
         """IN_CLOSE_WRITE comes of closing what was open for writing. Waits for no lease (EAGAIN)."""
         held = self._open(paths[0], _O_FILE)
         try:
-            files.touch_for_writing(held, _O_WRITE)
+            files.touch_for_writing(held, _O_WRITE, self._descriptors)
         finally:
             os.close(held)
 

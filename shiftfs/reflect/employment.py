@@ -48,7 +48,7 @@ class Employment:
             agent.meet()
             agent.give(clone)
             self._loop.add(agent.fd, self._has_ended)
-            self._reflection.employ(agent)
+            self._reflection.employ(agent, self._has_ended)
             self._ending = Ending(self._loop, device, self._gone_from_here)
         except OSError as error:
             self._fail(error)

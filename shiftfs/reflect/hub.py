@@ -1,41 +1,44 @@
-"""One inotify instance for the mounts of one process: a user may have a hundred of them, and mounts there are more.
+"""What is watched for all mounts of one process, by one source of each kind: the kernel tells one what it would have to
+tell hundreds, and a user may have but a hundred.
 
-Owns the instance, and who wants to hear of which watch. Each mount has a source of its own, which tells all that
-anybody changes in what it watches: what one mount does is news to the others. Loop thread.
+Owns the sources, and who wants to hear of which watch. None of them tells what this process does itself, for whichever
+of its mounts: `tell` does. Loop thread.
 """
 
+import contextlib
 import os
 from collections import deque
 from collections.abc import Callable, Container
 
 from .happening import Happening, Token, What
-from .sources import Inotify
+from .sources import Source
 
 _BURST = 256
 """Happenings that are handed out in one read: requests have their turn in between."""
 
 
 class Hub:
-    """The instance. `listen` is given its descriptor, and what to call when that is readable."""
+    """`listen` is given a source's descriptor, and what to call when that is readable; `new` makes a source."""
 
-    def __init__(self, listen: Callable[[int, Callable[[], None]], None]) -> None:
+    def __init__(self, listen: Callable[[int, Callable[[], None]], None], new: Callable[[str], Source]) -> None:
         self._listen = listen
-        self._inotify: Inotify | None = None
+        self._new = new
+        self._sources: dict[str, Source] = {}
         self._wanted: dict[Token, set[Branch]] = {}
         self._branches: set[Branch] = set()
 
-    def branch(self) -> "Branch":
-        """For one more mount."""
-        branch = Branch(self)
+    def branch(self, kind: str) -> "Branch":
+        """What one more mount hears of the source of a kind."""
+        branch = Branch(self, self._source(kind))
         self._branches.add(branch)
         return branch
 
-    @property
-    def inotify(self) -> Inotify:
-        if self._inotify is None:
-            self._inotify = Inotify()
-            self._listen(self._inotify.fd, self.pump)
-        return self._inotify
+    def _source(self, kind: str) -> Source:
+        source = self._sources.get(kind)
+        if source is None:
+            source = self._sources[kind] = self._new(kind)
+            self._listen(source.fd, lambda: self._hear(source))
+        return source
 
     def want(self, branch: "Branch", token: Token) -> None:
         self._wanted.setdefault(token, set()).add(branch)
@@ -52,57 +55,63 @@ class Hub:
     def gone(self, branch: "Branch") -> None:
         self._branches.discard(branch)
 
-    def pump(self) -> None:
-        """Hand out what is there."""
-        if self._inotify is None:
-            return
-        for h in self._inotify.read(()):
-            if h.what & What.OVERFLOW:
-                concerned = set(self._branches)
-            else:
-                tokens = (one for one in (h.directory, h.to, h.target) if one is not None)
-                concerned = set().union(*(self._wanted.get(token, ()) for token in tokens))
-            for branch in concerned:
-                branch.put(h)
+    def _hear(self, source: Source) -> None:
+        try:
+            happenings = source.read(())
+        except OSError:  # some of it is lost: all look at what they know
+            happenings = [Happening(What.OVERFLOW, False, None, b"")]
+        for happening in happenings:
+            self.tell(happening)
+
+    def tell(self, happening: Happening, own: Container["Branch"] = ()) -> None:
+        """Let all hear of it who want to, but those of whoever did it."""
+        tokens = [one for one in (happening.directory, happening.to, happening.target) if one is not None]
+        concerned: set[Branch] = set().union(*(self._wanted.get(token, ()) for token in tokens))
+        if not concerned and happening.directory is None and happening.to is None:
+            concerned = self._branches  # an overflow; or an inode that nobody watches, and some may know
+        for branch in concerned:
+            if branch not in own:
+                branch.put(happening)
 
 
 class Branch:
-    """What one mount hears (sources.Source)."""
+    """What one mount hears of a source (sources.Source)."""
 
-    def __init__(self, hub: Hub) -> None:
+    def __init__(self, hub: Hub, source: Source) -> None:
         self._hub = hub
+        self._source = source
         self._queue: deque[Happening] = deque()
         self.known: set[Token] = set()
         self.fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
 
     def prepare(self, device: int, fd: int, name: bytes) -> None:
-        self._hub.inotify.prepare(device, fd, name)
+        self._source.prepare(device, fd, name)
 
     def add(self, device: int, fd: int, name: bytes, is_directory: bool) -> Token:
-        token = self._hub.inotify.add(device, fd, name, is_directory)
+        token = self._source.add(device, fd, name, is_directory)
         self.known.add(token)
         self._hub.want(self, token)
         return token
 
     def remove(self, token: Token, fd: int, name: bytes) -> bool:
         self.known.discard(token)
-        return not self._hub.unwant(self, token) or self._hub.inotify.remove(token, fd, name)
+        return not self._hub.unwant(self, token) or self._source.remove(token, fd, name)
 
     def identify(self, device: int, fd: int, name: bytes) -> Token | None:
-        return self._hub.inotify.identify(device, fd, name)
+        return self._source.identify(device, fd, name)
 
     def put(self, happening: Happening) -> None:
         if not self._queue:
             os.eventfd_write(self.fd, 1)
+        elif self._queue[-1] == happening:
+            return  # a file that is written to again and again
         self._queue.append(happening)
 
     def read(self, own: Container[int]) -> list[Happening]:
         found = [self._queue.popleft() for _ in range(min(len(self._queue), _BURST))]
         if not self._queue:
-            try:
+            with contextlib.suppress(BlockingIOError):
                 os.eventfd_read(self.fd)
-            except BlockingIOError:
-                pass
         return found
 
     def close(self) -> None:

@@ -39,6 +39,7 @@ class Thread(Protocol):
 
     tid: int
     fd: int
+    ended: bool
 
     def send(self, job: int, verb: int, *paths: bytes, mode: int = 0) -> bool: ...
 
@@ -264,8 +265,10 @@ class Performing:
         """Hear of what a thread has done; True if there was anything."""
         outcomes = hand.thread.receive()
         for job, number in outcomes:
-            own, action = hand.given.popleft()
-            assert own == job, "a thread does its jobs in their order"
+            if not hand.given or hand.given[0][0] != job:
+                hand.thread.ended = True  # a thread does its jobs in their order; this is none of ours any more
+                break
+            _, action = hand.given.popleft()
             hand.keys.subtract(action.keys)
             if not self._ended(action, number):
                 hand.ahead = min(hand.ahead + 1, _AHEAD)

@@ -4,16 +4,30 @@ Owns the parts and their descriptors in the loop; decides nothing. Loop thread.
 """
 
 from collections.abc import Callable
+from functools import partial
+from typing import Protocol
 
 from ..loop import Loop
 from ..ops.own import OwnChanges
 from ..session import Session
-from .agent import Agent
-from .hub import Hub
+from .agent import AgentThread
+from .hub import Branch, Hub
 from .journal import Journal
 from .live import Live
 from .performing import Performing
 from .watchers import Watchers
+
+
+class HasThreads(Protocol):
+    """An agent, whosever child it is."""
+
+    threads: list[AgentThread]
+
+
+def _hear(heard: Callable[[], None], thread: AgentThread, failed: Callable[[], None]) -> None:
+    heard()
+    if thread.ended:
+        failed()
 
 
 class Reflection:
@@ -30,8 +44,10 @@ class Reflection:
         self._performing = Performing(context, session.notify)
         self._own = OwnChanges()
         self._notes_own = False
+        self.branches: list[Branch] = []
+        """What is heard by the hub."""
         if hub is not None:
-            self._watchers = Watchers("inotify", on_descriptor=self._listen, new=lambda kind: hub.branch())
+            self._watchers = Watchers(watch, on_descriptor=self._listen, new=partial(self._branch, hub))
         else:
             self._watchers = Watchers(watch, on_descriptor=self._listen)
         self.live = Live(
@@ -40,25 +56,30 @@ class Reflection:
         )  # fmt: skip
         context.live = self.live
 
-    def employ(self, agent: Agent) -> None:
-        """It has a mount to work on from now on."""
-        for fd, heard in self._performing.employ(agent.threads):
-            self._loop.add(fd, heard)
+    def employ(self, agent: HasThreads, failed: Callable[[], None]) -> None:
+        """It has a mount to work on from now on. `failed` is called if one of its threads has ended."""
+        for thread, (fd, heard) in zip(agent.threads, self._performing.employ(agent.threads), strict=True):
+            self._loop.add(fd, partial(_hear, heard, thread, failed))
         for thread in agent.threads:
             self._session.agents[thread.tid] = self._performing.answer
 
-    def dismiss(self, agent: Agent) -> None:
+    def dismiss(self, agent: HasThreads) -> None:
         """It has none any more."""
         for thread in agent.threads:
             self._loop.remove(thread.fd)
             self._session.agents.pop(thread.tid, None)
         self._performing.dismiss()
 
+    def _branch(self, hub: Hub, kind: str) -> Branch:
+        branch = hub.branch(kind)
+        self.branches.append(branch)
+        return branch
+
     def _listen(self, fd: int) -> None:
         self._loop.add(fd, lambda: self.live.ready(fd))
         if not self._watchers.tells_who(fd) and not self._notes_own:
             self._notes_own = True
-            self._session.note_own_changes(self._own)
+            self._session.wrap(self._own.noting)
 
     def close(self) -> None:
         """The mount has gone, and the process stays."""

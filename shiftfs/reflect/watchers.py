@@ -47,7 +47,7 @@ class Watchers:
         self, mode: str, *, on_descriptor: Callable[[int], None], new: Callable[[str], Source] | None = None
     ) -> None:
         """`on_descriptor` is called with what is to be polled, once it is needed; `new` makes a source of a way."""
-        self._new = new or _new
+        self._new = new or new_source
         self._order = MODES[mode]
         self._on_descriptor = on_descriptor
         self._sources: dict[str, Source] = {}
@@ -172,5 +172,6 @@ class Watchers:
         self._ways.clear()
 
 
-def _new(kind: str) -> Source:
+def new_source(kind: str) -> Source:
+    """Of a kind of watching."""
     return Inotify() if kind == INOTIFY else Fanotify(kind == FILESYSTEM)

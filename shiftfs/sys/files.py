@@ -35,7 +35,7 @@ _fallocate = libc.function("fallocate", [libc.INT, libc.INT, libc.OFFSET, libc.O
 _syncfs = libc.function("syncfs", [libc.INT])
 _sync_file_range = libc.function("sync_file_range", [libc.INT, libc.OFFSET, libc.OFFSET, libc.UINT])
 _fstatfs = libc.function("fstatfs", [libc.INT, libc.POINTER])
-_open = libc.brief("open", [libc.PATH, libc.INT])
+_openat = libc.brief("openat", [libc.INT, libc.PATH, libc.INT])
 _close = libc.brief("close", [libc.INT])
 _getdents64 = libc.function("getdents64", [libc.INT, libc.POINTER, libc.SIZE], ctypes.c_ssize_t)
 
@@ -174,10 +174,10 @@ def list_directory(fd: int) -> list[tuple[bytes, int, int]]:
             position += length
 
 
-def touch_for_writing(held: int, flags: int) -> None:
+def touch_for_writing(held: int, flags: int, descriptors: int) -> None:
     """Open for writing what an O_PATH descriptor names, and close it in the next moment: as long as it is open nobody
-    can execute it (ETXTBSY)."""
-    fd = _open(b"/proc/self/fd/%d" % held, flags)
+    can execute it (ETXTBSY). `descriptors`: a descriptor of our /proc/self/fd, for those who see no /proc."""
+    fd = _openat(descriptors, b"%d" % held if descriptors >= 0 else b"/proc/self/fd/%d" % held, flags)
     if fd < 0:
         raise libc.failure()
     _close(fd)

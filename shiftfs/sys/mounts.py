@@ -1,6 +1,9 @@
 """Mount calls: copies of mounts, their flags, moving and unmounting. open_tree(2), mount_setattr(2), move_mount(2),
 umount2(2), fsopen(2)."""
 
+import ctypes
+import errno
+import fcntl
 import os
 import struct
 from typing import Final
@@ -26,8 +29,19 @@ _OPEN_TREE_CLONE = 1
 _AT_EMPTY_PATH = 0x1000
 _AT_RECURSIVE = 0x8000
 _MS_PRIVATE = 1 << 18
+_MS_REC = 1 << 14
+_CLONE_NEWNS = 0x20000
+_PIVOT_ROOT = 155
+_STATMOUNT = 457
+_STATMOUNT_MNT_BASIC = 0x2
+_STATX_MNT_ID_UNIQUE = 0x4000
+_AT_STATX_DONT_SYNC = 0x4000
+_MNT_ID_OFFSET = 144
+_NS_GET_MNTNS_ID = 0x8008B705
 
 _mount = libc.function("mount", [libc.PATH, libc.PATH, libc.PATH, libc.ULONG, libc.PATH])
+_unshare = libc.function("unshare", [libc.INT])
+_statx = libc.function("statx", [libc.INT, libc.PATH, libc.INT, libc.UINT, libc.POINTER])
 _umount2 = libc.function("umount2", [libc.PATH, libc.INT])
 
 
@@ -95,6 +109,47 @@ def mount(source: bytes, path: bytes, kind: bytes, flags: int, data: bytes) -> N
     """mount(2) of a filesystem; `flags` are of RDONLY and the others here, which MS_RDONLY and so on equal."""
     if _mount(source, path, kind, flags, data):
         raise libc.failure(path)
+
+
+def place_of(path: bytes) -> tuple[int, int]:
+    """Which mount a path leads to, and in which mount namespace: by numbers that are never used again, and keep
+    nothing. OSError where the kernel has none (before Linux 6.11)."""
+    room = ctypes.create_string_buffer(256)
+    if _statx(_AT_FDCWD, path, _AT_STATX_DONT_SYNC, _STATX_MNT_ID_UNIQUE, ctypes.addressof(room)):
+        raise libc.failure(path)
+    (mask,) = struct.unpack_from("=I", room)
+    if not mask & _STATX_MNT_ID_UNIQUE:
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+    namespace = os.open("/proc/self/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        number = fcntl.ioctl(namespace, _NS_GET_MNTNS_ID, bytes(8))
+    finally:
+        os.close(namespace)
+    return struct.unpack_from("=Q", room, _MNT_ID_OFFSET)[0], struct.unpack("=Q", number)[0]
+
+
+def is_mounted(mount: int, namespace: int) -> bool:
+    """Is the mount still there, by the numbers of `place_of`? Needs CAP_SYS_ADMIN over the namespace."""
+    request = struct.pack("=IIQQQ", 32, 0, mount, _STATMOUNT_MNT_BASIC, namespace)
+    room = ctypes.create_string_buffer(4096)
+    if not libc.syscall(
+        libc.LONG(_STATMOUNT), libc.PATH(request), libc.POINTER(ctypes.addressof(room)), libc.SIZE(4096), libc.UINT(0)
+    ):
+        return True
+    return ctypes.get_errno() != errno.ENOENT
+
+
+def leave_for_nothing(path: bytes) -> None:
+    """A mount namespace of our own with nothing in it but an empty directory; `path` is any directory. Nothing that is
+    mounted elsewhere is kept by us then. For a process that has one thread; needs CAP_SYS_ADMIN."""
+    if _unshare(_CLONE_NEWNS) or _mount(None, b"/", None, _MS_PRIVATE | _MS_REC, None):
+        raise libc.failure()
+    if _mount(b"none", path, b"tmpfs", NOSUID | NODEV | NOEXEC, b"size=4k,mode=0555"):
+        raise libc.failure(path)
+    os.chdir(path)
+    if libc.syscall(libc.LONG(_PIVOT_ROOT), libc.PATH(b"."), libc.PATH(b".")) or _umount2(b".", MNT_DETACH):
+        raise libc.failure()
+    os.chdir("/")
 
 
 def unmount(path: bytes, flags: int = 0) -> None:

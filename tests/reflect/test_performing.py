@@ -24,6 +24,7 @@ class Thread:
 
     def __init__(self, tid: int) -> None:
         self.tid = self.fd = tid
+        self.ended = False
         self.room = ROOM
         self.jobs: collections.deque[tuple[int, tuple[bytes, ...]]] = collections.deque()
         self.outcomes: list[tuple[int, int]] = []

@@ -2,6 +2,8 @@
 
 import os
 import stat
+import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -116,3 +118,34 @@ def test_set_id_files_are_honoured_inside_alone(mark: Marked, user: Container) -
     assert (made.st_uid, stat.S_IMODE(made.st_mode)) == (0, 0o4755)
     assert user.shell("./id -u", uid=1000) == "0\n"
     assert FIRST > 0
+
+
+def test_changes_raise_events_inside(mark: Marked, user: Container) -> None:
+    """Made in the layer, or on another mount of the mark."""
+    (mark.source / "file").write_bytes(b"old")
+    user.mount(mark.path)
+    with container((0, 300000, 1000)) as other:
+        other.mount(mark.path)
+        said = user.target.parent / "events"
+        said.touch(mode=0o666)
+        said.chmod(0o666)
+        watching = subprocess.Popen(
+            user.command(["inotifywait", "-q", "-m", "--format", "%e %f", "-o", said, user.target])
+        )
+        try:
+            wait_until(lambda: "inotify" in os.readlink(f"/proc/{watching.pid}/exe"), "the watcher", 5)
+            time.sleep(0.5)
+            (mark.source / "file").write_bytes(b"new")
+            (mark.source / "made").mkdir()
+            other.shell("echo more > theirs")
+            user.shell("echo more > ours")
+            expected = ["MODIFY file", "CLOSE_WRITE,CLOSE file", "CREATE,ISDIR made", "CREATE theirs", "MODIFY theirs"]
+            own = ["CREATE ours", "OPEN ours", "MODIFY ours", "CLOSE_WRITE,CLOSE ours"]
+            wait_until(lambda: {*expected, *own} <= set(said.read_text().splitlines()), "the events", 5)
+            time.sleep(0.5)
+            heard = [event for event in said.read_text().splitlines() if event != "OPEN file"]
+            assert [event for event in heard if "ours" in event] == own
+            assert [event for event in heard if "ours" not in event] == expected
+        finally:
+            watching.kill()
+            watching.wait()
