@@ -12,6 +12,7 @@ from typing import Final
 HEADER_ROOM = 4096
 """What the kernel demands beyond max_write (fs/fuse/dev.c, fuse_dev_do_read)."""
 
+_PAGE: Final = os.sysconf("SC_PAGE_SIZE")
 _NOT_THERE: Final = frozenset({errno.ENOENT, errno.ENODEV, errno.ECONNABORTED, errno.ENOTDIR, errno.ENOTEMPTY})
 """What a notice was about, or the mount."""
 
@@ -20,23 +21,45 @@ class Disconnected(Exception):
     """The mount is gone: unmounted, or aborted."""
 
 
+class Buffers:
+    """Where requests are read to, and files, by the connections of one loop, which is at one request at a time.
+    `max_write`: the largest write in bytes that will be negotiated."""
+
+    def __init__(self, max_write: int) -> None:
+        # Whole pages: the kernel reads by them, and would take a shorter answer for the end of the file.
+        self.max_write = -(-max_write // _PAGE) * _PAGE
+        self.size = self.max_write + HEADER_ROOM
+        self.present = bytearray(self.size)
+        self.scratch = memoryview(bytearray(self.max_write))
+        self._spare: list[bytearray] = []
+
+    def detach(self) -> bytearray:
+        """Give the buffer of the present request away, to be returned with `recycle`; requests go on in another."""
+        taken = self.present
+        self.present = self._spare.pop() if self._spare else bytearray(self.size)
+        return taken
+
+    def recycle(self, buffer: bytearray) -> None:
+        """A detached buffer is free again."""
+        if len(self._spare) < 4:
+            self._spare.append(buffer)
+
+
 class Channel:
     """A connection to the kernel."""
 
-    def __init__(self, fd: int, max_write: int) -> None:
-        """Takes over `fd`. `max_write`: the largest write in bytes that will be negotiated."""
+    def __init__(self, fd: int, buffers: Buffers) -> None:
+        """Takes over `fd`."""
         self.fd = fd
-        self.size = max_write + HEADER_ROOM
-        self.buffer = bytearray(self.size)
-        self._spare: list[bytearray] = []
+        self.buffers = buffers
         self._lock = threading.Lock()
         self._notifying = 0
         os.set_blocking(fd, False)
 
     def receive(self) -> int:
-        """Read one request into `buffer`; its length, or 0 if there is none now. Raises Disconnected."""
+        """Read one request into the present buffer; its length, or 0 if there is none now. Raises Disconnected."""
         try:
-            return os.readv(self.fd, (self.buffer,))
+            return os.readv(self.fd, (self.buffers.present,))
         except BlockingIOError:
             return 0
         except OSError as error:
@@ -46,17 +69,6 @@ class Channel:
             if error.errno in (errno.ENODEV, errno.ECONNABORTED):
                 raise Disconnected from None
             raise
-
-    def detach(self) -> bytearray:
-        """Give the buffer of the present request away, to be returned with `recycle`; requests go on in another."""
-        taken = self.buffer
-        self.buffer = self._spare.pop() if self._spare else bytearray(self.size)
-        return taken
-
-    def recycle(self, buffer: bytearray) -> None:
-        """A detached buffer is free again."""
-        if len(self._spare) < 4:
-            self._spare.append(buffer)
 
     def send(self, header: bytes, payload: bytes | bytearray | memoryview) -> None:
         """Write one reply. A request that was interrupted meanwhile (ENOENT) and a mount that is gone need none."""

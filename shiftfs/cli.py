@@ -149,6 +149,8 @@ class Mount:
         self._failure: Exception | None = None
         bound, unlinked = raise_descriptor_limit(len(options.lowerdirs))
         stay_within_quota()
+        if options.mark:
+            unlinked = bound  # the rest is for the mounts that are made of it
         self._tree, layers = open_tree(options, bound, unlinked, self._log if options.debug else _say_nothing)
         self._marking = Marking(self._loop, options, self._tree, users, self._log) if options.mark else None
         if self._marking is not None:
@@ -232,6 +234,8 @@ class Mount:
             signal.signal(signal.SIGIO, signal.SIG_IGN)  # leases of ours last no longer than a call (locks/places.py)
             signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
             self._interpreter = Interpreter()
+            if self._marking is not None:
+                marking.drop_privileges()
             for note in self._options.notes if self._options.debug else ():
                 self._log(note)
             loop.run()

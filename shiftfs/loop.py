@@ -168,7 +168,7 @@ class Loop:
         self._lost = 0
         self._stopping = False
         self._linger_until = 0.0
-        self._messengers = _Messengers(self._end)
+        self._messengers: dict[Hashable, _Messengers] = {}
         self._waits = _Waits(self._end)
         self.on_tick: Callable[[float], bool] = lambda now: False
 
@@ -184,12 +184,14 @@ class Loop:
 
     def stop(self) -> None:
         """Let `run` return after what it is at, and what waits for that."""
-        self._stopping = self._messengers.ending = True
+        self._stopping = True
+        for messengers in self._messengers.values():
+            messengers.ending = True
 
     @property
     def workers(self) -> int:
         """Threads alive, for `status`."""
-        return self._workers + self._messengers.threads + self._waits.threads
+        return self._workers + sum(one.threads for one in self._messengers.values()) + self._waits.threads
 
     def run(self) -> None:
         """Serve until stopped. The calling thread is the loop's."""
@@ -223,7 +225,7 @@ class Loop:
         good."""
         now = time.monotonic()
         self._linger_until = self._linger_until or now + _LINGER
-        return self._messengers.are_busy and now < self._linger_until
+        return any(one.are_busy for one in self._messengers.values()) and now < self._linger_until
 
     def wake(self) -> None:
         """Make `run` look up, from a signal handler or another thread."""
@@ -240,14 +242,25 @@ class Loop:
         self._grow()
         self._calls.put((call, ended))
 
-    def submit_waiting(self, key: Hashable, call: Call, done: Done) -> None:
+    def submit_waiting(self, key: Hashable, call: Call, done: Done, group: Hashable = None) -> None:
         """Like `submit`, for a call that may wait for the loop or for workers: after all others of the key, in their
-        order."""
-        self._messengers.put(key, call, done)
+        order. What is stuck takes no thread from other groups."""
+        messengers = self._messengers.get(group)
+        if messengers is None:
+            messengers = self._messengers[group] = _Messengers(self._end)
+            messengers.ending = self._stopping
+        messengers.put(key, call, done)
 
-    def is_waiting(self, key: Hashable) -> bool:
+    def is_waiting(self, key: Hashable, group: Hashable = None) -> bool:
         """Has a call of the key not ended yet?"""
-        return self._messengers.has(key)
+        return group in self._messengers and self._messengers[group].has(key)
+
+    def disband(self, group: Hashable) -> None:
+        """There will be no more calls of a group; its threads end."""
+        messengers = self._messengers.pop(group, None)
+        if messengers is not None:
+            messengers.ending = True
+            messengers.close()
 
     def wait_aside(self, call: Call, done: Done) -> Callable[[], None]:
         """Like `submit`, for a call that waits for something outside for as long as that takes: it takes no worker from
@@ -299,7 +312,8 @@ class Loop:
 
     def close(self) -> None:
         """End the idle threads. Those that are blocked end with the process."""
-        self._messengers.close()
+        for group in list(self._messengers):
+            self.disband(group)
         for _ in range(self._workers):
             self._calls.put(None)
         self._poll.close()

@@ -13,7 +13,7 @@ from collections.abc import Callable, Generator, Sequence
 from functools import partial
 from typing import Any, Final, NamedTuple
 
-from .channel import Channel, Disconnected
+from .channel import Buffers, Channel, Disconnected
 from .counters import Counters
 from .loop import Loop
 from .ops import HANDLERS, LAYERED_HANDLERS, Handler, directories
@@ -70,15 +70,15 @@ class Session:
         only_uids: frozenset[int] | None = None,
         syncs_directories: bool = False,
         read_only: bool = False,
+        buffers: Buffers | None = None,
     ) -> None:
         """Takes over `fd`. `only_uids`: who may use the mount at all (allow_root). `syncs_directories`: a change of
         one is on disk before it is answered (dirsync). `read_only`: nobody changes anything (EROFS). `trace` gets a
-        line per request."""
+        line per request. `buffers`: those of all sessions of the loop, of this `max_write`."""
         self._loop = loop
-        # Whole pages: the kernel reads by them, and would take a shorter answer for the end of the file.
-        max_write = -(-max_write // _PAGE) * _PAGE
-        self._channel = Channel(fd, max_write)
-        self._max_write = max_write
+        self._buffers = buffers = buffers or Buffers(max_write)
+        self._channel = Channel(fd, buffers)
+        self._max_write = buffers.max_write
         self._log = log
         self._trace = trace
         self._only_uids = only_uids
@@ -99,13 +99,13 @@ class Session:
         self.context = Context(
             tree, uids, gids, timeout,
             serves_open=serves_open,
-            max_read=max_write,
+            scratch=buffers.scratch,
             aside=self._aside,
             notify=lambda message: self.notify([message], _nothing),
             tell=self._tell,
-            is_telling=lambda inodes: any(loop.is_waiting((self, inode.nodeid)) for inode in inodes),
-            detach=self._channel.detach,
-            recycle=self._channel.recycle,
+            is_telling=lambda inodes: any(loop.is_waiting(inode.nodeid, self) for inode in inodes),
+            detach=buffers.detach,
+            recycle=buffers.recycle,
             watch=self._watch,
             report=report,
         )  # fmt: skip
@@ -132,7 +132,7 @@ class Session:
                 done()
 
         for nodeid, parts in by_inode.items():
-            self._loop.submit_waiting((self, nodeid), partial(self._write, parts), written)
+            self._loop.submit_waiting(nodeid, partial(self._write, parts), written, self)
 
     def _tell(self, messages: Sequence[bytes]) -> Gate:
         gate = Gate()
@@ -167,7 +167,7 @@ class Session:
 
     def _serve(self, size: int) -> None:
         began = time.perf_counter_ns()
-        view = memoryview(self._channel.buffer)[:size]
+        view = memoryview(self._buffers.present)[:size]
         try:
             header = requests.decode_header(view)
         except ProtocolError as error:

@@ -1,30 +1,38 @@
 """Lets others mount a mark: hears who asks at its socket, decides whether he may, and takes his connection over.
 
 Owns the socket, and those who are at it, none of whom is ever waited for. Whoever asks is known by what the kernel says
-of him, not by what he says. What is done with a connection is the caller's. Loop thread.
+of him, not by what he says. What is done with a connection is the caller's.
+
+Loop thread, which never touches a descriptor that somebody has sent: closing a file of his filesystem waits for his
+answer (FLUSH), a socket's close for its peer (SO_LINGER), joining a connection for a mount (FUSE_DEV_IOC_SYNC_INIT). So
+packets are read, and connections closed, in threads: one at a time for each who is at the socket, and who stays counted
+as long as it lasts.
 """
 
 import contextlib
-import errno
 import os
 import socket
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from functools import partial
-from typing import Final, NamedTuple, Protocol
+from typing import Any, Final, NamedTuple, Protocol
 
 from ..loop import Loop
-from ..shift.idmap import IdMap, MapError
-from ..sys import handover
+from ..shift.idmap import IdMap
+from ..sys import handover, privileges
 from ..usermaps import of_namespace
 from . import protocol
 from .protocol import CONNECTION, HELLO, NO, OK, SERVING, Malformed, packed
 
 _PATIENCE: Final = 10.0
 """Seconds that somebody may take from one step to the next."""
+_PARTING: Final = 1.0
+"""Seconds that closing a connection may take, before it is interrupted."""
 _MOST_VISITORS: Final = 128
 _MOST_OF_ONE: Final = 16
+_LOG_AGAIN: Final = 1.0
+"""Seconds from one line to the next of what others cause: they could fill the log."""
 _BACKLOG: Final = 128
 
 
@@ -64,15 +72,21 @@ Serve = Callable[[int, Owner, frozenset[bytes], Tell], Derived]
 
 
 class Visitor:
-    """Somebody at the socket, who has come as far as `step`."""
+    """Somebody at the socket, who has come as far as `step`. `user`: whom he counts for. `call_off` ends what a thread
+    does for him."""
 
-    def __init__(self, connection: socket.socket, peer: handover.Peer, deadline: float) -> None:
+    def __init__(self, connection: socket.socket, deadline: float) -> None:
         self.connection = connection
-        self.peer = peer
         self.deadline = deadline
-        self.step: Callable[[Visitor, list[bytes], list[int]], None] | None = None
+        self.peer: handover.Peer | None = None
+        self.user: Hashable = None
+        self.step: Callable[[Visitor, handover.Peer, list[bytes]], None] | None = None
+        self.call_off: Callable[[], None] | None = None
+        self.is_leaving = False
         self.owner: Owner | None = None
         self.options: frozenset[bytes] = frozenset()
+        self.joined: int | None = None
+        """The connection that he has handed over, by a descriptor of ours, until it is served."""
         self.derived: Derived | None = None
 
 
@@ -84,14 +98,27 @@ class Broker:
     ) -> None:
         self._loop = loop
         self._listener: socket.socket | None = listener
+        self._is_listening = False
         self._terms = terms
         self._serve = serve
         self._log = log
+        self._log_due = 0.0
         self._visitors: set[Visitor] = set()
-        self._own = _identity(os.open("/proc/self/ns/user", os.O_RDONLY | os.O_CLOEXEC))
-        self.mounts: set[Derived] = set()
+        self._own = handover.identity(os.open("/proc/self/ns/user", os.O_RDONLY | os.O_CLOEXEC))
+        self.mounts: dict[Derived, Hashable] = {}
+        """And for whom they count."""
         listener.setblocking(False)
-        loop.add(listener.fileno(), self._comes)
+        self._listen()
+
+    def _listen(self) -> None:
+        """As long as there is room: the others wait outside."""
+        has_room = len(self._visitors) < _MOST_VISITORS
+        if self._listener is not None and has_room != self._is_listening:
+            self._is_listening = has_room
+            if has_room:
+                self._loop.add(self._listener.fileno(), self._comes)
+            else:
+                self._loop.remove(self._listener.fileno())
 
     def _comes(self) -> None:
         assert self._listener is not None
@@ -100,44 +127,91 @@ class Broker:
         except OSError:
             return
         connection.setblocking(False)
-        try:
-            peer = handover.peer(connection)
-        except OSError as error:
-            self._log(f"who asks for a mount cannot be told ({error.strerror}): it takes Linux 6.5")
-            connection.close()
-            return
-        theirs = Counter(visitor.peer.uid for visitor in self._visitors)[peer.uid]
-        if len(self._visitors) >= _MOST_VISITORS or theirs >= _MOST_OF_ONE:
-            os.close(peer.pidfd)
-            connection.close()
-            return
-        visitor = Visitor(connection, peer, time.monotonic() + _PATIENCE)
-        visitor.step = self._hello
+        visitor = Visitor(connection, time.monotonic() + _PATIENCE)
         self._visitors.add(visitor)
-        self._loop.add(connection.fileno(), lambda: self._says(visitor))
-
-    def _says(self, visitor: Visitor) -> None:
-        rights: list[int] = []
+        self._listen()
         try:
-            words, rights = protocol.receive(visitor.connection)
-            if not words or visitor.step is None:
+            visitor.peer = handover.peer(connection)
+            visitor.user = self._user(visitor.peer)
+            if Counter(one.user for one in self._visitors)[visitor.user] > _MOST_OF_ONE:
                 self._goes(visitor)
                 return
-            visitor.deadline = time.monotonic() + _PATIENCE
-            visitor.step(visitor, words, rights)
+            visitor.step = self._hello
+            self._await(visitor)
+        except OSError as error:
+            self._complain(f"who asks for a mount cannot be told ({error.strerror}): it takes Linux 6.5")
+            self._goes(visitor)
+
+    def _user(self, peer: handover.Peer) -> Hashable:
+        """Whom somebody counts for, who may have many ids in namespaces within namespaces: who made the outermost of
+        them, or that itself if it was root. Raises OSError."""
+        outermost = handover.outermost(peer.namespace("user"), self._own)
+        try:
+            uid = handover.namespace_owner(outermost)
+        finally:
+            identity = handover.identity(outermost)
+        if identity == self._own:
+            return peer.uid
+        return uid or identity
+
+    def _complain(self, text: str) -> None:
+        now = time.monotonic()
+        if now >= self._log_due:
+            self._log_due = now + _LOG_AGAIN
+            self._log(text)
+
+    def _await(self, visitor: Visitor) -> None:
+        self._loop.add(visitor.connection.fileno(), lambda: self._says(visitor))
+
+    def _says(self, visitor: Visitor) -> None:
+        if visitor.step is None:
+            self._goes(visitor)
+            return
+        self._loop.remove(visitor.connection.fileno())
+        is_due = visitor.owner is not None
+        try:
+            self._aside(visitor, partial(_hear, visitor.connection, is_due), self._has_said)
+        except OSError:
+            self._goes(visitor)
+
+    def _aside(
+        self, visitor: Visitor, call: Callable[[], Any], done: Callable[[Visitor, Any, BaseException | None], None]
+    ) -> None:
+        """Raises OSError where there are too many threads."""
+
+        def ended(result: Any, error: BaseException | None) -> None:
+            visitor.call_off = None
+            done(visitor, result, error)
+
+        visitor.call_off = self._loop.wait_aside(call, ended)
+
+    def _has_said(self, visitor: Visitor, result: Any, error: BaseException | None) -> None:
+        words, visitor.joined = result or ([], None)
+        try:
+            if error is not None:
+                raise error
+            if words and not visitor.is_leaving and visitor.step is not None and visitor.peer is not None:
+                visitor.deadline = time.monotonic() + _PATIENCE
+                visitor.step(visitor, visitor.peer, words)
+                if not visitor.is_leaving:
+                    self._await(visitor)
+                return
         except BlockingIOError:
-            pass
+            if not visitor.is_leaving:
+                self._await(visitor)
+                return
         except Refused as refusal:
             self._answer(visitor, NO, str(refusal).encode(errors="replace"))
-            self._goes(visitor)
-        except (Malformed, OSError, MapError) as error:
-            self._log(f"uid {visitor.peer.uid} asked for a mount, and was not understood: {error}")
-            self._goes(visitor)
+        except Exception as failure:  # whatever it is, it is his: the others' mounts go on
+            uid = visitor.peer.uid if visitor.peer is not None else "?"
+            self._complain(f"uid {uid} asked for a mount, and was not understood: {failure}")
         finally:
-            for fd in rights:
-                os.close(fd)
+            if visitor.joined is not None:
+                os.close(visitor.joined)
+                visitor.joined = None
+        self._goes(visitor)
 
-    def _hello(self, visitor: Visitor, words: list[bytes], rights: list[int]) -> None:
+    def _hello(self, visitor: Visitor, peer: handover.Peer, words: list[bytes]) -> None:
         if words[0] != HELLO or len(words) != 3:
             raise Malformed(f"{words[0][:20]!r}")
         if words[1] != protocol.VERSION:
@@ -145,43 +219,54 @@ class Broker:
         asked = frozenset(word for word in words[2].split(b",") if word)
         if not asked <= protocol.OPTIONS:
             raise Malformed("options that are none")
-        visitor.owner = self._owner(visitor.peer)
-        if len(self.mounts) >= self._terms.most or self._has_enough(visitor.owner):
-            raise Refused("there are as many mounts of this mark as its process can serve; unmount some")
+        owner = self._owner(peer)
+        self._check_room(visitor, owner)
+        visitor.owner = owner
         visitor.options = asked | self._terms.options
         visitor.step = self._hands_over
         self._answer(visitor, OK, b",".join(sorted(visitor.options)))
 
     def _owner(self, peer: handover.Peer) -> Owner:
-        """Raises Refused, OSError."""
+        """Raises Refused, OSError, MapError."""
         namespace = peer.namespace("user")
         try:
             uid = handover.namespace_owner(namespace)
         finally:
-            identity = _identity(namespace)
+            identity = handover.identity(namespace)
         if identity == self._own:
             raise Refused("a mark is mounted in a user namespace of your own; run it in one (unshare -Urm)")
         if self._terms.users is not None and uid != 0 and uid not in self._terms.users:
             raise Refused("this mark is not for you; whoever marked it says who may mount it (mark_users)")
+        # Else anybody in it could have a mount that he has made in one of his own served as if it were its root's.
+        if not peer.capabilities() >> privileges.CAP_SYS_ADMIN & 1:
+            raise Refused("a mark is mounted by root of the user namespace (CAP_SYS_ADMIN in it)")
         uids, gids = of_namespace(str(peer.pid))
-        if peer.has_ended():
-            raise ProcessLookupError(errno.ESRCH, os.strerror(errno.ESRCH))
+        # Whoever leaves a user namespace for one in it does not come back: all this was said of one and the same.
+        if handover.identity(peer.namespace("user")) != identity:
+            raise Refused("you have changed your user namespace meanwhile")
         return Owner(uid, uids.inverse, gids.inverse)
 
-    def _has_enough(self, owner: Owner) -> bool:
-        """Root may have all; another half of them, so that nobody has them all."""
-        theirs = sum(one.owner.uid == owner.uid for one in self.mounts)
-        return owner.uid != 0 and theirs >= max(self._terms.most // 2, 1)
+    def _check_room(self, visitor: Visitor, owner: Owner) -> None:
+        """Root may have all; another half of them, so that nobody has them all. Raises Refused."""
+        theirs = sum(user == visitor.user for user in self.mounts.values())
+        has_enough = owner.uid != 0 and theirs >= max(self._terms.most // 2, 1)
+        if len(self.mounts) >= self._terms.most or has_enough:
+            raise Refused("there are as many mounts of this mark as its process can serve; unmount some")
 
-    def _hands_over(self, visitor: Visitor, words: list[bytes], rights: list[int]) -> None:
-        if words != [CONNECTION] or len(rights) != 1 or visitor.owner is None:
+    def _hands_over(self, visitor: Visitor, peer: handover.Peer, words: list[bytes]) -> None:
+        if words != [CONNECTION] or visitor.joined is None or visitor.owner is None:
             raise Malformed("not one connection")
-        # From here on by a descriptor that nobody else has, whose flags are ours alone.
-        fd = handover.join_connection(rights[0])
+        self._check_room(visitor, visitor.owner)  # others have come in since
         visitor.step = None
-        derived = self._serve(fd, visitor.owner, visitor.options, partial(self._is_served, visitor))
+        fd, visitor.joined = visitor.joined, None
+        try:
+            derived = self._serve(fd, visitor.owner, visitor.options, partial(self._is_served, visitor))
+        except BaseException:
+            self._loop.remove(fd)
+            os.close(fd)
+            raise
         visitor.derived = derived
-        self.mounts.add(derived)
+        self.mounts[derived] = visitor.user
 
     def _is_served(self, visitor: Visitor, reason: str | None, given: Sequence[int]) -> None:
         if reason is None:
@@ -196,30 +281,53 @@ class Broker:
             protocol.send(visitor.connection, packed(*words)[: protocol.LONGEST], given)
 
     def _goes(self, visitor: Visitor) -> None:
-        if visitor in self._visitors:
-            self._visitors.remove(visitor)
+        if not visitor.is_leaving:
+            visitor.is_leaving = True
+            visitor.step = None
+            visitor.deadline = time.monotonic() + _PARTING
             self._loop.remove(visitor.connection.fileno())
-            visitor.connection.close()
+        self._leave(visitor)
+
+    def _leave(self, visitor: Visitor) -> None:
+        """What he has sent and nobody has read goes with his connection."""
+        if visitor.call_off is None:
+            with contextlib.suppress(OSError):  # else later
+                self._aside(visitor, visitor.connection.close, self._has_left)
+
+    def _has_left(self, visitor: Visitor, result: Any, error: BaseException | None) -> None:
+        if visitor.connection.fileno() >= 0:
+            self._leave(visitor)  # it was called off before it began
+            return
+        if visitor.peer is not None:
             os.close(visitor.peer.pidfd)
+        self._visitors.remove(visitor)
+        self._listen()
 
     def ended(self, derived: Derived) -> None:
         """A mount is gone."""
-        self.mounts.discard(derived)
+        self.mounts.pop(derived, None)
+        for visitor in [one for one in self._visitors if one.derived is derived]:
+            self._goes(visitor)
 
     def tick(self, now: float) -> bool:
         """Show those out who take too long; True if there are more to be looked after."""
         for visitor in [one for one in self._visitors if now >= one.deadline]:
+            if visitor.call_off is not None:
+                visitor.call_off()
             self._goes(visitor)
         return bool(self._visitors)
 
     def close_door(self) -> None:
         """Nobody may mount any more. Those who have may go on."""
         if self._listener is not None:
-            self._loop.remove(self._listener.fileno())
+            listener, self._listener = self._listener, None
+            self._loop.remove(listener.fileno())
             with contextlib.suppress(OSError):
-                os.unlink(self._listener.getsockname())
-            self._listener.close()
-            self._listener = None
+                os.unlink(listener.getsockname())
+            try:
+                self._loop.wait_aside(listener.close, lambda result, error: None)  # with those who wait outside
+            except OSError:
+                listener.close()
         for visitor in list(self._visitors):
             if visitor.derived is None:
                 self._goes(visitor)
@@ -248,10 +356,14 @@ def listen(path: str) -> socket.socket:
     return listener
 
 
-def _identity(namespace: int) -> tuple[int, int]:
-    """What tells namespaces apart; the descriptor is closed."""
+def _hear(connection: socket.socket, is_connection_due: bool) -> tuple[list[bytes], int | None]:
+    """One packet, and the connection that came with it, by a descriptor that nobody else has, whose flags are ours
+    alone. In a thread. Raises Malformed, OSError."""
+    words, rights = protocol.receive(connection)
     try:
-        found = os.fstat(namespace)
-        return found.st_dev, found.st_ino
+        if rights and not (is_connection_due and len(rights) == 1 and words == [CONNECTION]):
+            raise Malformed("descriptors that nobody has asked for")
+        return words, handover.join_connection(rights[0]) if rights else None
     finally:
-        os.close(namespace)
+        for fd in rights:
+            os.close(fd)

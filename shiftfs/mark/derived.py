@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 from .. import __version__
+from ..channel import Buffers
 from ..inodes import InodeTable
 from ..locks.table import Locks
 from ..loop import Loop
@@ -42,6 +43,7 @@ class Served:
         self.timeout = timeout
         self.serves_open = serves_open
         self.max_write = max_write
+        self.buffers = Buffers(max_write)
         self.watch = watch
         self.hub = hub
         self.neighbours = neighbours
@@ -71,6 +73,7 @@ class DerivedMount:
             report=self._report,
             log=served.log,
             read_only=READ_ONLY in options,
+            buffers=served.buffers,
         )  # fmt: skip
         session.context.inside = owner.uids
         session.on_ready = self._ready
@@ -109,6 +112,7 @@ class DerivedMount:
         if context.locks is not None:
             context.locks.close()
         context.handles.clear()
+        self._served.loop.disband(self.session)
         _release_all(context.inodes, self._tree.release)
         self._ended(self)
 

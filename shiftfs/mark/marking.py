@@ -26,8 +26,30 @@ from .shared import SharedTree
 
 _PER_MOUNT = 8
 """Descriptors that one may come to, without those of the tree."""
-_SHARE = 4
-"""Mounts take no more than this part of the descriptors that there are."""
+_SHARE = 2 / 5
+"""Of the descriptors that there are: what is left to mounts (opening.raise_descriptor_limit)."""
+
+
+_NEEDED = (
+    privileges.CAP_CHOWN,
+    privileges.CAP_DAC_OVERRIDE,
+    privileges.CAP_DAC_READ_SEARCH,  # open_by_handle_at(2)
+    privileges.CAP_FOWNER,
+    privileges.CAP_FSETID,  # set-id bits stay where they are to stay
+    privileges.CAP_SETGID,  # setfsgid(2): to create as the caller
+    privileges.CAP_SETUID,
+    privileges.CAP_LINUX_IMMUTABLE,
+    privileges.CAP_SYS_PTRACE,  # whose the namespaces are of whoever asks
+    privileges.CAP_SYS_ADMIN,  # trusted.*, fanotify(7), mounts
+    privileges.CAP_MKNOD,
+    privileges.CAP_LEASE,
+    privileges.CAP_SETFCAP,
+)
+
+
+def drop_privileges() -> None:
+    """Keep what is needed for files alone. Before there are threads."""
+    privileges.keep_only(sum(1 << number for number in _NEEDED))
 
 
 def check(options: MountOptions) -> frozenset[int] | None:
@@ -97,7 +119,7 @@ class Marking:
             hub=self.hub, neighbours=self.neighbours, locks=locks, log=self._log,
         )  # fmt: skip
         held = frozenset([protocol.READ_ONLY] * options.read_only + [protocol.NO_ATIME] * (not options.atime))
-        most = resource.getrlimit(resource.RLIMIT_NOFILE)[0] // _SHARE // _PER_MOUNT
+        most = int(resource.getrlimit(resource.RLIMIT_NOFILE)[0] * _SHARE) // _PER_MOUNT
         path = protocol.path(device)
         try:
             os.close(runtime.directory(protocol.DIRECTORY, is_public=True))

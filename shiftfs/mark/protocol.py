@@ -58,7 +58,8 @@ def send(connection: socket.socket, packet: bytes, rights: Sequence[int] = ()) -
 
 def receive(connection: socket.socket) -> tuple[list[bytes], list[int]]:
     """The words of one packet, and the descriptors that came with it, which are the caller's; no words at the end.
-    Raises Malformed, and closes what came; BlockingIOError where there is none now."""
+    Raises Malformed, and closes what came; BlockingIOError where there is none now. Closing what others have sent waits
+    for as long as they like (a file's FLUSH, a socket's SO_LINGER)."""
     room = socket.CMSG_SPACE(_MOST_RIGHTS * array.array("i").itemsize)
     text, controls, flags, _ = connection.recvmsg(LONGEST, room, socket.MSG_CMSG_CLOEXEC)
     rights = array.array("i")

@@ -73,7 +73,7 @@ class Context:
         timeout: float,
         *,
         serves_open: bool,
-        max_read: int,
+        scratch: memoryview,
         aside: Callable[[Work], None],
         notify: Callable[[bytes], None],
         tell: Callable[[list[bytes]], Gate],
@@ -84,10 +84,10 @@ class Context:
         report: Callable[[str, int, float], bytes],
     ) -> None:
         """`timeout`: how long, in seconds, the kernel may trust names and attributes of which nobody will tell us that
-        they change. `max_read`: bytes of the largest answer. `aside` runs a call on a worker and forgets it; `notify`
-        sends a notice, and `tell` several, with a gate that is opened when they have been written; `is_telling` whether
-        some about these inodes have not been. `detach` takes the buffer of the present request until `recycle` gives it
-        back; `watch` waits for a descriptor; `report` makes what shiftfsctl asks."""
+        they change. `scratch`: room for the largest answer, while a request is served. `aside` runs a call on a worker
+        and forgets it; `notify` sends a notice, and `tell` several, with a gate that is opened when they have been
+        written; `is_telling` whether some about these inodes have not been. `detach` takes the buffer of the present
+        request until `recycle` gives it back; `watch` waits for a descriptor; `report` makes what shiftfsctl asks."""
         self.tree = tree
         self.inodes = InodeTable(tree.root_attributes()[0], tree.root)
         tree.knows(self._entry_of)
@@ -100,7 +100,7 @@ class Context:
         self.serves_open = serves_open
         self.kernel_strips_set_gid = False  # until INIT tells
         self.credentials = Credentials(uids, gids)
-        self.scratch = memoryview(bytearray(max_read))
+        self.scratch = scratch
         self.listings: LRUCache[Inode, Any] = LRUCache(_LISTED_NAMES, getsizeof=_weight)
         self.handles: dict[int, Any] = {}
         self.slow_until: dict[int, float] = {}

@@ -16,7 +16,12 @@ _CLONE: Final = 0x8004E500
 """FUSE_DEV_IOC_CLONE"""
 _OWNER_UID: Final = 0xB704
 """NS_GET_OWNER_UID"""
+_PARENT: Final = 0xB702
+"""NS_GET_PARENT"""
 _UID: Final = struct.Struct("=I")
+
+Identity = tuple[int, int]
+"""What tells namespaces apart."""
 
 
 class Peer(NamedTuple):
@@ -34,6 +39,11 @@ class Peer(NamedTuple):
             os.close(fd)
             raise ProcessLookupError(3, os.strerror(3))
         return fd
+
+    def capabilities(self) -> int:
+        """The effective ones, in its own user namespace, as a bit mask."""
+        with open(f"/proc/{self.pid}/status", "rb") as lines:
+            return next(int(line.split()[1], 16) for line in lines if line.startswith(b"CapEff:"))
 
     def has_ended(self) -> bool:
         poll = select.poll()
@@ -56,8 +66,33 @@ def namespace_owner(namespace: int) -> int:
     return owner
 
 
+def identity(namespace: int) -> Identity:
+    """The descriptor is closed."""
+    try:
+        found = os.fstat(namespace)
+        return found.st_dev, found.st_ino
+    finally:
+        os.close(namespace)
+
+
+def outermost(namespace: int, ours: Identity) -> int:
+    """The user namespace right beneath ours that a descriptor's is in, or is; ours for ours. Takes the descriptor over,
+    and returns another."""
+    while True:
+        try:
+            around: int = fcntl.ioctl(namespace, _PARENT)
+        except PermissionError:
+            return namespace
+        if identity(os.dup(around)) == ours:
+            os.close(around)
+            return namespace
+        os.close(namespace)
+        namespace = around
+
+
 def join_connection(fuse: int) -> int:
-    """A descriptor of our own for the same connection: nobody else can change its flags. EINVAL for what is none."""
+    """A descriptor of our own for the same connection: nobody else can change its flags. EINVAL and EPERM for what is
+    none. Waits until a signal comes for one whose holder has asked for that (FUSE_DEV_IOC_SYNC_INIT)."""
     own = os.open(_DEVICE, os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK)
     try:
         fcntl.ioctl(own, _CLONE, _UID.pack(fuse))

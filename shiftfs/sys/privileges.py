@@ -10,12 +10,25 @@ from typing import Final
 
 from . import libc
 
+CAP_CHOWN: Final = 0
 CAP_DAC_OVERRIDE: Final = 1
+CAP_DAC_READ_SEARCH: Final = 2
+CAP_FOWNER: Final = 3
+CAP_FSETID: Final = 4
+CAP_SETGID: Final = 6
+CAP_SETUID: Final = 7
+CAP_LINUX_IMMUTABLE: Final = 9
+CAP_SYS_PTRACE: Final = 19
 CAP_SYS_ADMIN: Final = 21
+CAP_MKNOD: Final = 27
+CAP_LEASE: Final = 28
+CAP_SETFCAP: Final = 31
 CAP_SYS_RESOURCE: Final = 24
 
 _KEEP: Final = 0xFFFFFFFF  # setfsuid(-1) changes nothing and returns the present id (setfsuid(2))
 _PR_SET_SECUREBITS = 28
+_PR_CAPBSET_DROP = 24
+_PR_SET_NO_NEW_PRIVS = 38
 _PR_GET_SECUREBITS = 27
 _NO_SETUID_FIXUP = 1 << 2
 _VERSION_3 = 0x20080522
@@ -59,6 +72,17 @@ def set_effective_capabilities(mask: int) -> None:
     """Make use of no other capabilities on this thread; those that it is permitted can be taken up again."""
     _, permitted, inheritable = _read_capabilities()
     _write_capabilities(mask, permitted, inheritable)
+
+
+def keep_only(mask: int) -> None:
+    """Have no other capabilities from now on, on this thread, and gain none by executing anything (prctl(2),
+    PR_SET_NO_NEW_PRIVS)."""
+    effective, permitted, _ = _read_capabilities()
+    for number in range(64):
+        if not mask >> number & 1:
+            _prctl(_PR_CAPBSET_DROP, number, 0, 0, 0)  # without CAP_SETPCAP, or such a capability: nothing to be done
+    _write_capabilities(effective & mask, permitted & mask, 0)
+    _prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
 
 
 def drop_capability(number: int) -> None:

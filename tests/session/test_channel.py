@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import pytest
 
-from shiftfs.channel import HEADER_ROOM, Channel, Disconnected
+from shiftfs.channel import HEADER_ROOM, Buffers, Channel, Disconnected
 
 MAX_WRITE = 8192
 GONE = (errno.ENODEV, errno.ECONNABORTED)
@@ -24,7 +24,7 @@ def ends() -> Iterator[Ends]:
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     ours.settimeout(10)
     with ours:
-        channel = Channel(theirs.detach(), MAX_WRITE)
+        channel = Channel(theirs.detach(), Buffers(MAX_WRITE))
         yield Ends(ours, channel)
         channel.close()
 
@@ -44,29 +44,29 @@ def test_requests_come_one_by_one(ends: Ends) -> None:
         ends.kernel.send(message)
     for message in (b"one", b"another", largest):
         assert ends.channel.receive() == len(message)
-        assert ends.channel.buffer[: len(message)] == message
+        assert ends.channel.buffers.present[: len(message)] == message
 
 
 def test_a_detached_buffer_is_not_read_into(ends: Ends) -> None:
     ends.kernel.send(b"kept")
     ends.channel.receive()
-    kept = ends.channel.detach()
+    kept = ends.channel.buffers.detach()
     ends.kernel.send(b"next")
     ends.channel.receive()
     assert kept[:4] == b"kept"
-    assert ends.channel.buffer[:4] == b"next"
-    assert len(ends.channel.buffer) == MAX_WRITE + HEADER_ROOM
-    ends.channel.recycle(kept)
-    present = ends.channel.detach()
-    assert ends.channel.buffer is kept and present is not kept
+    assert ends.channel.buffers.present[:4] == b"next"
+    assert len(ends.channel.buffers.present) == MAX_WRITE + HEADER_ROOM
+    ends.channel.buffers.recycle(kept)
+    present = ends.channel.buffers.detach()
+    assert ends.channel.buffers.present is kept and present is not kept
 
 
 def test_few_free_buffers_are_kept(ends: Ends) -> None:
-    detached = [ends.channel.detach() for _ in range(10)]
+    detached = [ends.channel.buffers.detach() for _ in range(10)]
     assert len({id(buffer) for buffer in detached}) == 10
     for buffer in detached:
-        ends.channel.recycle(buffer)
-    again = [ends.channel.detach() for _ in range(10)]
+        ends.channel.buffers.recycle(buffer)
+    again = [ends.channel.buffers.detach() for _ in range(10)]
     assert 1 <= sum(any(new is old for old in detached) for new in again) <= 5
 
 
