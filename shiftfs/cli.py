@@ -71,10 +71,7 @@ def _main(argv: Sequence[str] | None) -> int:
         return 0
     users = None
     try:
-        device = client.mark_at(parsed.source) if parsed.source is not None and not parsed.lowerdirs else None
-        if device is not None and (parsed.mark or not marking.is_initial()):
-            if not parsed.fake:
-                client.mount(parsed, device)
+        if client.has_mounted(parsed, marking.is_initial(), _say):
             return 0
         mount.check(parsed)
         if parsed.mark:
@@ -360,8 +357,9 @@ class Mount:
 
     def _report(self, name: str, after: int = 0, when: float = 0.0) -> bytes:
         parts = status.Parts(
-            self._options, self._mountpoint, self._session, self._tree, self._loop, self._journal, self._reflection
-        )
+            self._options, self._mountpoint, self._session, self._tree, self._loop, self._journal, self._reflection,
+            [one.session for one in self._marking.mounts] if self._marking is not None else None,
+        )  # fmt: skip
         return status.report(name, parts, after, when)
 
     def _log(self, text: str) -> None:

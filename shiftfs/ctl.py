@@ -66,6 +66,16 @@ def _parser() -> argparse.ArgumentParser:
         "install-helpers", help="let `mount -t shiftfs` and `mount -t fuse.shiftfs` find this shiftfs"
     )
     helping.add_argument("--directory", default="/sbin", help="where mount(8) looks (default: /sbin)")
+    marking = commands.add_parser("mark", help="let users mount a directory in their user namespaces, for good")
+    marking.add_argument("directory", metavar="DIR")
+    marking.add_argument("--users", metavar="USER[:...]", help="only those (default: everybody)")
+    marking.add_argument("--ro", action="store_true", help="read-only")
+    marking.add_argument("--allow-exposed", action="store_true", help="though others than root can come to DIR")
+    unmarking = commands.add_parser("unmark", help="take that back; what is mounted stays")
+    unmarking.add_argument("directory", metavar="DIR")
+    listing = commands.add_parser("marks", help="what is marked for good")
+    listing.add_argument("--json", action="store_true")
+    commands.add_parser("serve", help="serve what is marked for good, in the foreground")
     return parser
 
 
@@ -73,6 +83,13 @@ def _run(arguments: argparse.Namespace) -> None:
     """Raises CtlError, BadTime, OSError of standard output."""
     if arguments.command == "install-helpers":
         install_helpers(arguments.directory, _program())
+    elif arguments.command in ("mark", "unmark", "marks", "serve"):
+        from . import marks  # not for those who only ask
+
+        try:
+            marks.run(arguments)
+        except marks.MarkError as error:
+            raise CtlError(str(error)) from None
     elif arguments.command == "events":
         when = 0.0 if arguments.since is None else events.moment(arguments.since, time.time())
         asking = functools.partial(ask, arguments.mount, "events")

@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from . import __version__
@@ -29,6 +30,8 @@ class Parts(NamedTuple):
     loop: Loop
     journal: Journal
     reflection: Reflection | None
+    derived: Sequence[Session] | None = None
+    """Of the mounts that have been made of a mark; None for what is none."""
 
 
 def report(name: str, parts: Parts, after: int = 0, when: float = 0.0) -> bytes:
@@ -78,6 +81,7 @@ def _status(parts: Parts) -> dict[str, Any]:
         },
         "layers": [{**layer, "watch": ways.get(index, "off")} for index, layer in enumerate(tree.describe())],
         "copies": tree.progress(),
+        "mounts": len(parts.derived) if parts.derived is not None else None,
         "live": parts.reflection.describe() if parts.reflection is not None else None,
         **_sizes(parts),
     }
@@ -107,10 +111,11 @@ def _stats(parts: Parts) -> dict[str, Any]:
 
 def _locks(parts: Parts) -> dict[str, Any]:
     """None of those that the kernel keeps (proc(5), /proc/locks)."""
-    context = parts.session.context
+    tables = [session.context.locks for session in (parts.session, *(parts.derived or ()))]
+    served = [table for table in tables if table is not None]
     return {
-        "served": context.locks is not None,
-        "waiting": context.locks.waiting if context.locks is not None else 0,
+        "served": bool(served),
+        "waiting": sum(table.waiting for table in served),
         "locks": [
             {
                 "path": os.fsdecode(parts.tree.path_of(inode.entry)),
@@ -122,7 +127,8 @@ def _locks(parts: Parts) -> dict[str, Any]:
                 "pid": held.pid,
                 "on": roles,
             }
-            for inode, held, is_whole, roles in context.locks or ()
+            for table in served
+            for inode, held, is_whole, roles in table
         ],
     }
 

@@ -61,8 +61,11 @@ RULES = {
     "mark.shared": "tree",
     "mark.broker": "mark.protocol loop shift.idmap usermaps sys",
     "mark.client": "mark.protocol mount options reflect.agent_child sys",
+    "mark.permanent": "mark.exposure layer sys",
+    "mark.serving": "mark runtime daemon interpreter loop mount opening options tree",
+    "marks": "mark mount",
     "mark.telling": "inodes ops reflect.happening wire",
-    "mark": "version mark inodes locks loop mount options reflect runtime session shift.idmap sys tree",
+    "mark": "version mark channel inodes locks loop mount options reflect runtime session shift.idmap sys tree",
     "daemon": "",
     "interpreter": "",
     "status": "version options session loop inodes tree shift.idmap wire sys.locks reflect.journal"
@@ -71,7 +74,7 @@ RULES = {
     "__main__": "cli",
     "asking": "ops.control",
     "events": "asking",
-    "ctl": "version asking events",
+    "ctl": "version asking events marks",
 }
 
 # What may be named in annotations only, beneath `if TYPE_CHECKING:`, in addition.

@@ -69,6 +69,8 @@ Tell = Callable[[str | None, Sequence[int]], None]
 """Called with None, and descriptors to be given to whoever mounts, once a mount is served, or with why it is not."""
 Serve = Callable[[int, Owner, frozenset[bytes], Tell], Derived]
 """Serve a connection, with these options."""
+Find = Callable[[bytes], tuple[Terms, Serve]]
+"""What is marked at a path. Raises Refused."""
 
 
 class Visitor:
@@ -88,19 +90,23 @@ class Visitor:
         self.joined: int | None = None
         """The connection that he has handed over, by a descriptor of ours, until it is served."""
         self.derived: Derived | None = None
+        self.terms: Terms | None = None
+        self.serve: Serve | None = None
 
 
 class Broker:
     """For one mark."""
 
     def __init__(
-        self, loop: Loop, listener: socket.socket, terms: Terms, serve: Serve, log: Callable[[str], None]
-    ) -> None:
+        self, loop: Loop, listener: socket.socket, terms: Terms | None, serve: Serve | None,
+        log: Callable[[str], None], find: Find | None = None,
+    ) -> None:  # fmt: skip
+        """Either `terms` and `serve`, or `find`, for whoever serves several."""
         self._loop = loop
         self._listener: socket.socket | None = listener
         self._is_listening = False
-        self._terms = terms
-        self._serve = serve
+        self._only = (terms, serve) if terms is not None and serve is not None else None
+        self._find = find
         self._log = log
         self._log_due = 0.0
         self._visitors: set[Visitor] = set()
@@ -212,21 +218,30 @@ class Broker:
         self._goes(visitor)
 
     def _hello(self, visitor: Visitor, peer: handover.Peer, words: list[bytes]) -> None:
-        if words[0] != HELLO or len(words) != 3:
+        if words[0] != HELLO or len(words) != (3 if self._find is None else 4):
             raise Malformed(f"{words[0][:20]!r}")
         if words[1] != protocol.VERSION:
             raise Refused("the mark is served by another version of shiftfs; mount with that one, or mark it anew")
         asked = frozenset(word for word in words[2].split(b",") if word)
         if not asked <= protocol.OPTIONS:
             raise Malformed("options that are none")
-        owner = self._owner(peer)
-        self._check_room(visitor, owner)
+        terms, visitor.serve = self._offer(words)
+        owner = self._owner(peer, terms)
+        self._check_room(visitor, owner, terms)
         visitor.owner = owner
-        visitor.options = asked | self._terms.options
+        visitor.terms = terms
+        visitor.options = asked | terms.options
         visitor.step = self._hands_over
         self._answer(visitor, OK, b",".join(sorted(visitor.options)))
 
-    def _owner(self, peer: handover.Peer) -> Owner:
+    def _offer(self, words: list[bytes]) -> tuple[Terms, Serve]:
+        """What is asked for. Raises Refused."""
+        if self._find is not None:
+            return self._find(words[3])
+        assert self._only is not None
+        return self._only
+
+    def _owner(self, peer: handover.Peer, terms: Terms) -> Owner:
         """Raises Refused, OSError, MapError."""
         namespace = peer.namespace("user")
         try:
@@ -235,7 +250,7 @@ class Broker:
             identity = handover.identity(namespace)
         if identity == self._own:
             raise Refused("a mark is mounted in a user namespace of your own; run it in one (unshare -Urm)")
-        if self._terms.users is not None and uid != 0 and uid not in self._terms.users:
+        if terms.users is not None and uid != 0 and uid not in terms.users:
             raise Refused("this mark is not for you; whoever marked it says who may mount it (mark_users)")
         # Else anybody in it could have a mount that he has made in one of his own served as if it were its root's.
         if not peer.capabilities() >> privileges.CAP_SYS_ADMIN & 1:
@@ -246,21 +261,22 @@ class Broker:
             raise Refused("you have changed your user namespace meanwhile")
         return Owner(uid, uids.inverse, gids.inverse)
 
-    def _check_room(self, visitor: Visitor, owner: Owner) -> None:
+    def _check_room(self, visitor: Visitor, owner: Owner, terms: Terms) -> None:
         """Root may have all; another half of them, so that nobody has them all. Raises Refused."""
         theirs = sum(user == visitor.user for user in self.mounts.values())
-        has_enough = owner.uid != 0 and theirs >= max(self._terms.most // 2, 1)
-        if len(self.mounts) >= self._terms.most or has_enough:
+        has_enough = owner.uid != 0 and theirs >= max(terms.most // 2, 1)
+        if len(self.mounts) >= terms.most or has_enough:
             raise Refused("there are as many mounts of this mark as its process can serve; unmount some")
 
     def _hands_over(self, visitor: Visitor, peer: handover.Peer, words: list[bytes]) -> None:
-        if words != [CONNECTION] or visitor.joined is None or visitor.owner is None:
+        if words != [CONNECTION] or visitor.joined is None or visitor.owner is None or visitor.terms is None:
             raise Malformed("not one connection")
-        self._check_room(visitor, visitor.owner)  # others have come in since
+        self._check_room(visitor, visitor.owner, visitor.terms)  # others have come in since
         visitor.step = None
         fd, visitor.joined = visitor.joined, None
         try:
-            derived = self._serve(fd, visitor.owner, visitor.options, partial(self._is_served, visitor))
+            assert visitor.serve is not None
+            derived = visitor.serve(fd, visitor.owner, visitor.options, partial(self._is_served, visitor))
         except BaseException:
             self._loop.remove(fd)
             os.close(fd)
@@ -290,7 +306,7 @@ class Broker:
 
     def _leave(self, visitor: Visitor) -> None:
         """What he has sent and nobody has read goes with his connection."""
-        if visitor.call_off is None:
+        if visitor.call_off is None and visitor in self._visitors:
             with contextlib.suppress(OSError):  # else later
                 self._aside(visitor, visitor.connection.close, self._has_left)
 

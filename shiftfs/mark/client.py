@@ -5,10 +5,11 @@ Owns nothing once that has said that it serves. Main thread.
 """
 
 import contextlib
+import errno
 import os
 import signal
 import socket
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Final
 
@@ -32,13 +33,47 @@ def mark_at(source: bytes) -> str | None:
     """The device number of the mark that is mounted at a path, if one is. Touches no mount: they are root's."""
     path = os.path.realpath(source)
     at = [info for info in listed() if info.path == path]
-    if not at or not at[-1].kind.startswith(_KIND) or not os.path.exists(protocol.path(at[-1].device)):
+    if not at or not at[-1].kind.startswith(_KIND) or not _answers(at[-1].device):
         return None
     return at[-1].device
 
 
+def _answers(name: str) -> bool:
+    """Is there a process behind a socket? One that was killed has left it, for the next of that number."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as connection:
+        connection.settimeout(_PATIENCE)
+        try:
+            connection.connect(protocol.path(name))
+        except OSError as error:
+            return error.errno not in (errno.ENOENT, errno.ECONNREFUSED, errno.EACCES)
+    return True
+
+
+def has_mounted(options: MountOptions, is_initial: bool, say: Callable[[str], None]) -> bool:
+    """If what is to be mounted is marked: mount it so. In a user namespace, whoever mounts something else is told so;
+    in the initial one (`is_initial`), root mounts what he likes. Raises MountError."""
+    if options.source is None or options.lowerdirs:
+        return False
+    device = mark_at(options.source)
+    if device is not None and (options.mark or not is_initial):
+        if not options.fake:
+            mount(options, device)
+        return True
+    if is_initial:
+        return False
+    why = f"{os.fsdecode(options.source)}: is not marked"
+    try:
+        if not options.fake and _answers(protocol.PERMANENT):
+            mount(options, protocol.PERMANENT)
+            return True
+    except MountError as error:
+        why = str(error).removesuffix("; nothing was mounted")
+    say(f"{why}; it is mounted with your own rights alone")
+    return False
+
+
 def mount(options: MountOptions, device: str) -> None:
-    """Mount the mark of this number. Raises MountError."""
+    """Mount the mark of this number; for PERMANENT, what is marked at the source's path. Raises MountError."""
     default = MountOptions(options.source, options.mountpoint)
     if options.mark:
         raise MountError(f"{os.fsdecode(options.source or b'')}: is a mark already; mark what it shows, or mount it")
@@ -50,8 +85,9 @@ def mount(options: MountOptions, device: str) -> None:
         connection.settimeout(_PATIENCE)
         try:
             connection.connect(protocol.path(device))
-            asked = [protocol.READ_ONLY] * options.read_only + [protocol.NO_ATIME] * (not options.atime)
-            words, _ = _ask(connection, packed(HELLO, protocol.VERSION, b",".join(asked)), OK, shown)
+            asked = [protocol.READ_ONLY] * options.read_only
+            named = [os.path.abspath(options.source or b"")] if device == protocol.PERMANENT else []
+            words, _ = _ask(connection, packed(HELLO, protocol.VERSION, b",".join(asked), *named), OK, shown)
             sockets = _mount(options, connection, shown)
             _employ(options.mountpoint, sockets, protocol.READ_ONLY in words[1].split(b","))
         except TimeoutError:

@@ -20,11 +20,9 @@ from ..session import Session
 from ..shift.idmap import IdMap
 from .broker import Owner, Tell
 from .neighbours import Neighbours
-from .protocol import NO_ATIME, READ_ONLY
+from .protocol import READ_ONLY
 from .remote_agent import RemoteAgent
 from .shared import SharedTree
-
-__all__ = ["NO_ATIME", "READ_ONLY", "DerivedMount", "Served"]
 
 
 class Served:

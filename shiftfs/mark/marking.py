@@ -19,7 +19,7 @@ from ..reflect.watchers import new_source
 from ..sys import privileges
 from ..tree import Tree
 from . import exposure, protocol
-from .broker import Broker, Derived, Owner, Tell, Terms, listen
+from .broker import Broker, Derived, Owner, Serve, Tell, Terms, listen
 from .derived import DerivedMount, Served
 from .neighbours import Neighbours
 from .shared import SharedTree
@@ -52,6 +52,11 @@ def drop_privileges() -> None:
     privileges.keep_only(sum(1 << number for number in _NEEDED))
 
 
+def most_mounts() -> int:
+    """As many can be served by one process."""
+    return int(resource.getrlimit(resource.RLIMIT_NOFILE)[0] * _SHARE) // _PER_MOUNT
+
+
 def check(options: MountOptions) -> frozenset[int] | None:
     """Who may mount what is to be marked; None for everybody. Raises MountError for what must not be marked."""
     is_powerful = privileges.effective_capabilities() >> privileges.CAP_SYS_ADMIN & 1
@@ -63,7 +68,12 @@ def check(options: MountOptions) -> frozenset[int] | None:
             f"{os.fsdecode(exposed[0])}: set-id files that others make there would be root's own, for everybody who"
             " comes to them; put it beneath a directory that only root may search (chmod 0700), or give allow_exposed"
         )
-    return frozenset(map(_uid, options.mark_users)) or None
+    return users(options.mark_users)
+
+
+def users(names: tuple[str, ...]) -> frozenset[int] | None:
+    """By uid; None for nobody in particular. Raises MountError."""
+    return frozenset(map(_uid, names)) or None
 
 
 def _taking(options: MountOptions) -> list[bytes]:
@@ -100,8 +110,11 @@ class Marking:
         self._ending: Ending | None = None
         self._alone: Callable[[], None] = lambda: None
         self.tree = SharedTree(tree)
-        self.hub = Hub(loop.add, new_source) if options.watch != "off" else None
+        self.hub = Hub(loop.add, loop.remove, new_source) if options.watch != "off" else None
         self.neighbours = Neighbours(self.hub)
+        self.mounts: set[DerivedMount] = set()
+        self.ended: Callable[[Derived], None] = lambda derived: None
+        """Told of each mount that has ended."""
         self.has_lost_some = False
         """Mounts have ended since this was last cleared."""
 
@@ -112,33 +125,40 @@ class Marking:
         """Let others in, who find us by the number of the mark's filesystem. `unmounted` is called when nobody in our
         mount namespace has the mark any more; those who have mounted it have copies of it in theirs. Raises MountError.
         """
-        options = self._options
-        served = Served(
-            self._loop, self.tree, options.uidmap, options.gidmap,
-            timeout=options.timeout, serves_open=serves_open, max_write=max_write, watch=options.watch,
-            hub=self.hub, neighbours=self.neighbours, locks=locks, log=self._log,
-        )  # fmt: skip
-        held = frozenset([protocol.READ_ONLY] * options.read_only + [protocol.NO_ATIME] * (not options.atime))
-        most = int(resource.getrlimit(resource.RLIMIT_NOFILE)[0] * _SHARE) // _PER_MOUNT
         path = protocol.path(device)
         try:
             os.close(runtime.directory(protocol.DIRECTORY, is_public=True))
             listener = listen(path)
         except OSError as error:
             raise MountError(f"{path}: {error.strerror}; nobody could mount the mark, and it is none") from None
-
-        def serve(
-            fd: int, owner: Owner, asked: frozenset[bytes], tell: Tell
-        ) -> Derived:
-            return DerivedMount(served, fd, owner, asked, tell, self._has_ended)
-
         self._ending = Ending(self._loop, device, unmounted)
-        self._broker = Broker(self._loop, listener, Terms(self._users, most, held), serve, self._log)
+        terms = Terms(self._users, most_mounts(), self.options)
+        serve = self.serving(serves_open=serves_open, max_write=max_write, locks=locks)
+        self._broker = Broker(self._loop, listener, terms, serve, self._log)
+        self.ended = self._broker.ended
 
     @property
-    def count(self) -> int:
-        """How many mounts there are."""
-        return len(self._broker.mounts) if self._broker is not None else 0
+    def options(self) -> frozenset[bytes]:
+        """What all mounts of it have."""
+        return frozenset([protocol.READ_ONLY] * self._options.read_only)
+
+    def serving(
+        self, *, serves_open: bool, max_write: int, locks: Callable[[Tree], Locks] | None
+    ) -> Serve:
+        """What makes mounts of it out of connections."""
+        options = self._options
+        served = Served(
+            self._loop, self.tree, options.uidmap, options.gidmap,
+            timeout=options.timeout, serves_open=serves_open, max_write=max_write, watch=options.watch,
+            hub=self.hub, neighbours=self.neighbours, locks=locks, log=self._log,
+        )  # fmt: skip
+
+        def serve(fd: int, owner: Owner, asked: frozenset[bytes], tell: Tell) -> Derived:
+            derived = DerivedMount(served, fd, owner, asked, tell, self._has_ended)
+            self.mounts.add(derived)
+            return derived
+
+        return serve
 
     def tick(self, now: float) -> bool:
         is_due = self._ending is not None and self._ending.look(now)
@@ -151,14 +171,14 @@ class Marking:
             self._ending.close()
         if self._broker is not None:
             self._broker.close_door()
-        if not self.count:
+        if not self.mounts:
             alone()
 
     def _has_ended(self, derived: DerivedMount) -> None:
         self.has_lost_some = True
-        if self._broker is not None:
-            self._broker.ended(derived)
-        if not self.count:
+        self.mounts.discard(derived)
+        self.ended(derived)
+        if not self.mounts:
             self._alone()
 
     def close(self) -> None:
@@ -166,3 +186,7 @@ class Marking:
         self._alone = lambda: None
         if self._broker is not None:
             self._broker.close()
+        for derived in list(self.mounts):
+            derived.end()
+        if self.hub is not None:
+            self.hub.close()

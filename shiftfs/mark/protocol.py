@@ -1,7 +1,7 @@
 """What whoever mounts a mark and the mark's process say to each other: packets of a few words, bounded in length.
 
     client                                  mark's process
-    HELLO version options            ->
+    HELLO version options [path]     ->
                                      <-     OK what the mount is to have      or NO reason
     CONNECTION + a /dev/fuse descriptor ->
                                      <-     SERVING + the agent's sockets     or NO reason
@@ -25,8 +25,7 @@ CONNECTION: Final = b"connection"
 SERVING: Final = b"serving"
 
 READ_ONLY: Final = b"ro"
-NO_ATIME: Final = b"noatime"
-OPTIONS: Final = frozenset({READ_ONLY, NO_ATIME})
+OPTIONS: Final = frozenset({READ_ONLY})
 """What a client may ask for, and a mark may insist on."""
 
 LONGEST: Final = 4096
@@ -35,6 +34,9 @@ _MOST_RIGHTS: Final = 8
 AGENT_THREADS: Final = 2
 
 DIRECTORY: Final = "marks"
+PERMANENT: Final = "permanent"
+"""In the place of a device: the socket of who serves the directories that are marked for good, which are asked for by
+path."""
 
 
 class Malformed(Exception):

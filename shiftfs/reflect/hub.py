@@ -18,10 +18,15 @@ _BURST = 256
 
 
 class Hub:
-    """`listen` is given a source's descriptor, and what to call when that is readable; `new` makes a source."""
+    """`listen` is given a source's descriptor, and what to call when that is readable, until `ignore` is; `new` makes a
+    source."""
 
-    def __init__(self, listen: Callable[[int, Callable[[], None]], None], new: Callable[[str], Source]) -> None:
+    def __init__(
+        self, listen: Callable[[int, Callable[[], None]], None], ignore: Callable[[int], None],
+        new: Callable[[str], Source],
+    ) -> None:  # fmt: skip
         self._listen = listen
+        self._ignore = ignore
         self._new = new
         self._sources: dict[str, Source] = {}
         self._wanted: dict[Token, set[Branch]] = {}
@@ -39,6 +44,13 @@ class Hub:
             source = self._sources[kind] = self._new(kind)
             self._listen(source.fd, lambda: self._hear(source))
         return source
+
+    def close(self) -> None:
+        """Nobody is left."""
+        for source in self._sources.values():
+            self._ignore(source.fd)
+            source.close()
+        self._sources.clear()
 
     def want(self, branch: "Branch", token: Token) -> None:
         self._wanted.setdefault(token, set()).add(branch)

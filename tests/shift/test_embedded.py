@@ -9,10 +9,12 @@ from shiftfs.shift.embedded import (
     ACL_NOBODY,
     acl_to_real,
     acl_to_shown,
+    capability_from_inside,
+    capability_to_inside,
     capability_to_real,
     capability_to_shown,
 )
-from shiftfs.shift.idmap import IDENTITY, UNMAPPED, parse_triples
+from shiftfs.shift.idmap import IDENTITY, UNMAPPED, IdMap, parse_triples
 
 UIDS = parse_triples("0:100000:1000")
 GIDS = parse_triples("0:200000:1000")
@@ -181,3 +183,84 @@ def test_under_a_map_nothing_is_stored_as_version_2() -> None:
 @pytest.mark.parametrize("value", [v2(), v3(0), v3(99999), v3(UNMAPPED)])
 def test_storing_an_unmapped_root_is_an_overflow(value: bytes) -> None:
     _capability_refused(value, number=errno.EOVERFLOW)
+
+
+# --- a mount that belongs to a user namespace ---
+
+INSIDE = parse_triples("100000:0:1000")
+"""The namespace's map, as ids are shown there: its root is the host's 100000."""
+OTHER_IMAGE = parse_triples("5000:0:1000")
+"""A map of the layer's ids to those inside."""
+CROSSING = [
+    (v2(), IDENTITY, v2()),
+    (v2(0), IDENTITY, v2(0)),
+    (v1(), IDENTITY, v2(body=struct.pack("<4I", PERMITTED, INHERITABLE, 0, 0))),
+    (v2(), parse_triples("0:1000:10"), v3(1000)),
+    (v2(), OTHER_IMAGE, None),
+    (v3(100000), IDENTITY, v2()),
+    (v3(100000), OTHER_IMAGE, v2()),
+    (v3(100005, 0), IDENTITY, v3(5, 0)),
+    (v3(0), IDENTITY, None),
+    (v3(5), IDENTITY, None),
+    (v3(101000), IDENTITY, None),
+    (v3(UNMAPPED), IDENTITY, None),
+]
+
+
+@pytest.mark.parametrize(("stored", "uids", "shown"), CROSSING)
+def test_inside_a_capability_is_that_of_the_image_or_of_the_namespaces_own_root(
+    stored: bytes, uids: IdMap, shown: bytes | None
+) -> None:
+    """Without a root id it is the image's root's, whom the mark's map makes somebody inside; with one, it is that of
+    the namespace whose root that is on the host, whatever the mark's map."""
+    assert capability_to_inside(stored, uids, INSIDE) == shown
+
+
+@pytest.mark.parametrize("value", MALFORMED)
+def test_inside_a_malformed_capability_is_hidden_and_never_stored(value: bytes) -> None:
+    assert capability_to_inside(value, IDENTITY, INSIDE) is None
+    _inside_refused(value, INSIDE, number=errno.EINVAL)
+
+
+def _inside_refused(value: bytes, inside: IdMap, *, number: int) -> None:
+    with pytest.raises(OSError, match=r".") as caught:
+        capability_from_inside(value, inside)
+    assert caught.value.errno == number
+
+
+@pytest.mark.parametrize("effective", [0, 1])
+def test_what_is_set_inside_is_stored_for_the_namespaces_root(effective: int) -> None:
+    assert capability_from_inside(v2(effective), INSIDE) == v3(100000, effective)
+    assert capability_from_inside(v3(0, effective), INSIDE) == v3(100000, effective)
+    assert capability_from_inside(v3(5, effective), INSIDE) == v3(100005, effective)
+
+
+@pytest.mark.parametrize("root", [1000, 100000, UNMAPPED])
+def test_inside_nothing_is_set_for_whoever_is_not_there(root: int) -> None:
+    _inside_refused(v3(root), INSIDE, number=errno.EOVERFLOW)
+
+
+@pytest.mark.parametrize("inside", ["0:0:1000", "0:0:4294967295", "1000:1000:10"])
+@pytest.mark.parametrize("value", [v2(), v3(0), v3(5)])
+def test_nothing_is_set_in_a_namespace_whose_root_is_the_hosts_or_nobody(value: bytes, inside: str) -> None:
+    _inside_refused(value, parse_triples(inside), number=errno.EPERM)
+
+
+def test_nothing_is_set_for_the_hosts_root_where_it_has_another_number() -> None:
+    inside = parse_triples("100000:0:5:0:5:1")
+    assert capability_from_inside(v3(4), inside) == v3(100004)
+    _inside_refused(v3(5), inside, number=errno.EPERM)
+
+
+@pytest.mark.parametrize("value", [v2(), v2(0), v3(0), v3(5)])
+def test_what_is_set_inside_is_shown_there_as_it_was_set(value: bytes) -> None:
+    shown = capability_to_inside(capability_from_inside(value, INSIDE), OTHER_IMAGE, INSIDE)
+    assert shown == (v2() if value == v3(0) else value)
+
+
+@pytest.mark.parametrize("value", [v2(), v3(0), v3(5), v3(999)])
+def test_what_is_set_inside_is_nothing_to_the_host_or_to_others(value: bytes) -> None:
+    stored = capability_from_inside(value, INSIDE)
+    assert stored[3] == 3
+    assert struct.unpack_from("<I", stored, 20)[0] >= 100000
+    assert capability_to_inside(stored, IDENTITY, parse_triples("300000:0:1000")) is None

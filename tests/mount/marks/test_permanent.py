@@ -1,0 +1,132 @@
+"""Directories that root has marked for good, and the process that serves them."""
+
+import json
+import os
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from harness import environment, errno_of, run, wait_until
+from harness.commands import SHIFTFSCTL
+from harness.marks import USER, Container, container, hidden_directory
+from shiftfs.mark import permanent, protocol
+from shiftfs.mark.permanent import Mark, NoMark, decode
+
+
+@pytest.mark.parametrize("users", [None, frozenset({0}), frozenset({5, 1000})])
+@pytest.mark.parametrize("read_only", [False, True])
+@pytest.mark.parametrize("exposed", [False, True])
+def test_what_is_written_is_read(users: frozenset[int] | None, read_only: bool, exposed: bool) -> None:
+    mark = Mark(users, read_only, exposed)
+    assert decode(mark.encode()) == mark
+
+
+@pytest.mark.parametrize("value", [b"", b"2", b"1 new", b"1 users=", b"1 users=-1", b"1 users=a", b"\xff", b"1  ro"])
+def test_what_is_not_understood_is_no_mark(value: bytes) -> None:
+    with pytest.raises(NoMark):
+        decode(value)
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[subprocess.Popen[bytes]]:
+    socket = Path(protocol.path(protocol.PERMANENT))
+    assert not socket.exists(), "somebody serves already"
+    process = subprocess.Popen([*SHIFTFSCTL, "serve"], cwd="/", env=environment())
+    try:
+        wait_until(socket.exists, "the server's socket", 10)
+        yield process
+        assert process.poll() is None
+    finally:
+        process.terminate()
+        process.wait(20)
+    assert not socket.exists()
+
+
+@pytest.fixture
+def directory() -> Iterator[Path]:
+    made = hidden_directory()
+    (made / "file").write_bytes(b"content")
+    yield made
+    if permanent.NAME.decode() in os.listxattr(made):
+        run([*SHIFTFSCTL, "unmark", made])
+
+
+def test_a_marked_directory_is_mounted_by_its_path(server: object, directory: Path) -> None:
+    run([*SHIFTFSCTL, "mark", directory])
+    with container() as one, container((0, 300000, 1000)) as other:
+        for user in (one, other):
+            user.mount(directory)
+            assert user.shell("cat file") == "content"
+        one.shell("echo mine > new; chown 7:8 new")
+        assert (directory / "new").stat().st_uid == 7
+        wait_until(lambda: other.shell("ls") == "file\nnew\n", "what the other has made", 5)
+
+
+def test_it_is_listed_and_unmarked(directory: Path) -> None:
+    run([*SHIFTFSCTL, "mark", directory, "--users", f"root:{USER}", "--ro"])
+    listed = json.loads(run([*SHIFTFSCTL, "marks", "--json"]).stdout)["marks"]
+    assert {"directory": str(directory), "users": [0, USER], "read_only": True} in listed
+    assert f"{directory}: users 0 {USER}, read-only\n" in run([*SHIFTFSCTL, "marks"]).stdout
+    run([*SHIFTFSCTL, "unmark", directory])
+    assert str(directory) not in run([*SHIFTFSCTL, "marks"]).stdout
+    again = run([*SHIFTFSCTL, "unmark", directory], check=False)
+    assert (again.returncode, again.stderr) == (1, f"shiftfsctl: {directory}: is not marked\n")
+
+
+def refused(user: Container, directory: Path) -> str:
+    said = user.mount(directory, check=False)
+    if said.returncode == 0:
+        user.unmount()
+    return said.stderr
+
+
+def test_who_may_not_is_told_why_and_has_his_own_rights(server: object, directory: Path) -> None:
+    with container() as user:
+        assert "is not marked" in refused(user, directory)
+        run([*SHIFTFSCTL, "mark", directory, "--users", "root"])
+        assert "not for you" in refused(user, directory)
+        link = directory.parent / "link"
+        link.symlink_to(directory)
+        assert "is not marked" in refused(user, link), "no symlink is followed"
+        run([*SHIFTFSCTL, "mark", directory])
+        user.mount(directory)
+        assert user.shell("cat file") == "content"
+
+
+def test_a_read_only_mark_makes_read_only_mounts(server: object, directory: Path) -> None:
+    run([*SHIFTFSCTL, "mark", directory, "--ro"])
+    with container() as user:
+        user.mount(directory)
+        assert "Read-only" in user.run("touch", user.target / "new", check=False).stderr
+        user.run("mount", "-i", "-o", "remount,rw", user.target, check=False)
+        assert "Read-only" in user.run("touch", user.target / "new", check=False).stderr
+
+
+def test_what_others_can_come_to_is_not_marked(tmp_path: Path) -> None:
+    open_to_all = tmp_path / "open"
+    open_to_all.mkdir()
+    tmp_path.chmod(0o755)
+    said = run([*SHIFTFSCTL, "mark", open_to_all], check=False)
+    assert said.returncode == 1 and "others than root can come to it" in said.stderr
+    assert errno_of(lambda: os.getxattr(open_to_all, permanent.NAME)) != 0
+
+
+def test_marks_on_filesystems_of_others_count_for_nothing(directory: Path) -> None:
+    run(["mount", "-t", "tmpfs", "-o", "nosuid", "none", directory])
+    try:
+        os.setxattr(directory, permanent.NAME, Mark().encode())
+        with pytest.raises(NoMark, match="others may be behind"):
+            permanent.find(bytes(directory))
+    finally:
+        run(["umount", directory])
+
+
+def test_what_is_mounted_stays_when_it_is_unmarked(server: object, directory: Path) -> None:
+    run([*SHIFTFSCTL, "mark", directory])
+    with container() as user, container() as late:
+        user.mount(directory)
+        run([*SHIFTFSCTL, "unmark", directory])
+        assert user.shell("cat file") == "content"
+        assert "is not marked" in refused(late, directory)
