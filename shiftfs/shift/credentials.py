@@ -23,12 +23,14 @@ class Credentials:
     """Who creates: the caller's ids, shown ones turned into real ones."""
 
     _umask: ClassVar[int] = -1
-    """The process's: it is not one mount's alone. Not known at first."""
+    """The process's: it is not one mount's alone."""
 
     def __init__(self, uids: IdMap, gids: IdMap) -> None:
         self._uids = uids
         self._gids = gids
         self._own = (os.geteuid(), os.getegid())
+        Credentials._umask = os.umask(0o022)
+        os.umask(Credentials._umask)
         self._taken: set[tuple[int, int]] = set()
         self._switched = False
         privileges.keep_capabilities_over_setfsuid()
