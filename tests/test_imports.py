@@ -65,7 +65,7 @@ RULES = {
     "mark.serving": "mark runtime daemon interpreter loop mount opening options tree",
     "marks": "mark mount",
     "mark.telling": "inodes ops reflect.happening wire",
-    "mark": "version mark channel inodes locks loop mount options reflect runtime session shift.idmap sys tree",
+    "mark": "version mark channel inodes locks loop mount ops options reflect runtime session shift.idmap sys tree",
     "daemon": "",
     "interpreter": "",
     "status": "version options session loop inodes tree shift.idmap wire sys.locks reflect.journal"

@@ -33,12 +33,12 @@ def mark_at(source: bytes) -> str | None:
     """The device number of the mark that is mounted at a path, if one is. Touches no mount: they are root's."""
     path = os.path.realpath(source)
     at = [info for info in listed() if info.path == path]
-    if not at or not at[-1].kind.startswith(_KIND) or not _answers(at[-1].device):
+    if not at or not at[-1].kind.startswith(_KIND) or not answers(at[-1].device):
         return None
     return at[-1].device
 
 
-def _answers(name: str) -> bool:
+def answers(name: str) -> bool:
     """Is there a process behind a socket? One that was killed has left it, for the next of that number."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as connection:
         connection.settimeout(_PATIENCE)
@@ -63,7 +63,7 @@ def has_mounted(options: MountOptions, is_initial: bool, say: Callable[[str], No
         return False
     why = f"{os.fsdecode(options.source)}: is not marked"
     try:
-        if not options.fake and _answers(protocol.PERMANENT):
+        if not options.fake and answers(protocol.PERMANENT):
             mount(options, protocol.PERMANENT)
             return True
     except MountError as error:

@@ -13,6 +13,7 @@ from ..channel import Buffers
 from ..inodes import InodeTable
 from ..locks.table import Locks
 from ..loop import Loop
+from ..ops.context import Inside
 from ..reflect.hub import Hub
 from ..reflect.journal import Journal
 from ..reflect.reflection import Reflection
@@ -73,7 +74,7 @@ class DerivedMount:
             read_only=READ_ONLY in options,
             buffers=served.buffers,
         )  # fmt: skip
-        session.context.inside = owner.uids
+        session.context.inside = Inside(owner.uids, owner.gids)
         session.on_ready = self._ready
         session.on_end = self._gone
         session.on_failure = lambda: tell(session.failure, ())

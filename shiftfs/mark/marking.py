@@ -18,7 +18,7 @@ from ..reflect.hub import Hub
 from ..reflect.watchers import new_source
 from ..sys import privileges
 from ..tree import Tree
-from . import exposure, protocol
+from . import client, exposure, protocol
 from .broker import Broker, Derived, Owner, Serve, Tell, Terms, listen
 from .derived import DerivedMount, Served
 from .neighbours import Neighbours
@@ -62,6 +62,9 @@ def check(options: MountOptions) -> frozenset[int] | None:
     is_powerful = privileges.effective_capabilities() >> privileges.CAP_SYS_ADMIN & 1
     if os.geteuid() != 0 or not is_powerful or not is_initial():
         raise MountError("mark: needs root, with CAP_SYS_ADMIN in the initial user namespace; nothing was mounted")
+    within = [path for path in (options.lowerdirs or (options.source,)) if path is not None and _is_in_mark(path)]
+    if within:
+        raise MountError(f"{os.fsdecode(within[0])}: lies in a mark already; mark what that shows")
     exposed = [path for path in _taking(options) if exposure.hiding_place(path) is None]
     if exposed and not options.allow_exposed:
         raise MountError(
@@ -69,6 +72,11 @@ def check(options: MountOptions) -> frozenset[int] | None:
             " comes to them; put it beneath a directory that only root may search (chmod 0700), or give allow_exposed"
         )
     return users(options.mark_users)
+
+
+def _is_in_mark(path: bytes) -> bool:
+    device = os.stat(path).st_dev
+    return client.answers(f"{os.major(device)}:{os.minor(device)}")
 
 
 def users(names: tuple[str, ...]) -> frozenset[int] | None:

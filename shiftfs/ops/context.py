@@ -9,7 +9,7 @@ import stat
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
-from typing import Any, Final, Protocol
+from typing import Any, Final, NamedTuple, Protocol
 
 from cachetools import FIFOCache, LRUCache
 
@@ -60,6 +60,13 @@ class Live(Protocol):
 
     def forgotten(self, inode: Inode) -> None:
         """One with a watch is not known any more."""
+
+
+class Inside(NamedTuple):
+    """A user namespace's ids: shown there, real in ours."""
+
+    uids: IdMap
+    gids: IdMap
 
 
 class Context:
@@ -116,9 +123,9 @@ class Context:
         self.owner = os.geteuid()
         self.also_up: Callable[[Inode], None] = lambda inode: None
         """What to call when an inode has been copied up, for other mounts of the tree."""
-        self.inside: IdMap | None = None
-        """The uids of the user namespace that the mount belongs to, where that is another's: nobody there, its root
-        included, has a right beyond it. `real` are those of our own namespace."""
+        self.inside: Inside | None = None
+        """The user namespace that the mount belongs to, where that is another's: nobody there, its root included, has a
+        right beyond it."""
         self.inner_root: bytes | None = None
         """A name below the root that leads to the root itself, while one is wanted (mount.show_inner_root)."""
         self.interrupted: set[int] = set()
@@ -250,7 +257,12 @@ class Context:
 
     def refuse_unmapped_owner(self, attributes: Attributes) -> None:
         """Nobody may change the owner, mode or flags of what an unmapped id owns: EPERM."""
-        if self.uids.shown[attributes.uid] == UNMAPPED or self.gids.shown[attributes.gid] == UNMAPPED:
+        uid, gid = self.uids.shown[attributes.uid], self.gids.shown[attributes.gid]
+        if self.inside is not None:
+            # The kernel lets its root give away what is nobody's there, if both ids are given (fs/attr.c, chown_ok).
+            uid = UNMAPPED if self.inside.uids.real[uid] == UNMAPPED else uid
+            gid = UNMAPPED if self.inside.gids.real[gid] == UNMAPPED else gid
+        if UNMAPPED in (uid, gid):
             raise OSError(errno.EPERM, os.strerror(errno.EPERM))
 
 

@@ -11,7 +11,7 @@ from ..inodes import Inode
 from ..sys import files
 from ..wire.abi import Fattr, Opcode
 from ..wire.requests import Header
-from . import control
+from . import control, xattrs
 from .context import Context, Later, Result, stale
 
 _SIZE: Final = int(Fattr.SIZE)
@@ -63,7 +63,13 @@ def _later(
     return result
 
 
+def _set_attribute(ctx: Context, header: Header, request: Any) -> Iterator[Need]:
+    xattrs.refuse_the_hosts(ctx, request.name)  # before anything is copied for it
+    yield Need(ctx.inodes.get(header.nodeid))
+
+
 def _removed_attribute(ctx: Context, header: Header, request: Any) -> Iterator[Need]:
+    xattrs.refuse_the_hosts(ctx, request.name)
     inode = ctx.inodes.get(header.nodeid)
     if not ctx.tree.is_up(inode.entry, True):
         ctx.tree.getxattr(inode.entry, request.name)  # ENODATA is no reason to copy anything
@@ -127,7 +133,7 @@ def _linked(ctx: Context, header: Header, request: Any) -> Iterator[Need]:
 
 NEEDS: Final[dict[int, Needs]] = {
     Opcode.SETATTR: _attributes,
-    Opcode.SETXATTR: _itself,
+    Opcode.SETXATTR: _set_attribute,
     Opcode.REMOVEXATTR: _removed_attribute,
     Opcode.IOCTL: _flags,
     Opcode.MKNOD: _itself,

@@ -35,7 +35,7 @@ def getxattr(ctx: Context, header: Header, request: requests.Getxattr) -> Payloa
 
 def _capability(ctx: Context, value: bytes) -> bytes | None:
     if ctx.inside is not None:
-        return embedded.capability_to_inside(value, ctx.uids, ctx.inside)
+        return embedded.capability_to_inside(value, ctx.uids, ctx.inside.uids)
     return embedded.capability_to_shown(value, ctx.uids)
 
 
@@ -81,14 +81,14 @@ def _sized(value: bytes, room: int) -> Payload:
 def setxattr(ctx: Context, header: Header, request: requests.Setxattr) -> Payload:
     entry = ctx.to_change(header.nodeid).entry
     name, value = request.name, request.value
-    _refuse_the_hosts(ctx, name)
+    refuse_the_hosts(ctx, name)
     if name in _ACLS:
         ctx.refuse_unmapped_owner(ctx.tree.attributes(entry))
         value = embedded.acl_to_real(value, ctx.uids, ctx.gids)
     elif name == _CAPABILITY:
         ctx.refuse_unmapped_owner(ctx.tree.attributes(entry))
         if ctx.inside is not None:
-            value = embedded.capability_from_inside(value, ctx.inside)
+            value = embedded.capability_from_inside(value, ctx.inside.uids)
         else:
             value = embedded.capability_to_real(value, ctx.uids)
     ctx.tree.setxattr(entry, name, value, request.flags)
@@ -99,14 +99,15 @@ def setxattr(ctx: Context, header: Header, request: requests.Setxattr) -> Payloa
     return DONE
 
 
-def _refuse_the_hosts(ctx: Context, name: bytes) -> None:
+def refuse_the_hosts(ctx: Context, name: bytes) -> None:
+    """EPERM for what is not for a namespace to set."""
     if _is_the_hosts(ctx, name):
         raise OSError(errno.EPERM, os.strerror(errno.EPERM))
 
 
 def removexattr(ctx: Context, header: Header, request: requests.Removexattr) -> Payload:
     entry = ctx.to_change(header.nodeid).entry
-    _refuse_the_hosts(ctx, request.name)
+    refuse_the_hosts(ctx, request.name)
     if request.name in _ACLS or request.name == _CAPABILITY:
         ctx.refuse_unmapped_owner(ctx.tree.attributes(entry))
     ctx.tree.removexattr(entry, request.name)

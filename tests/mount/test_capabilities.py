@@ -48,6 +48,7 @@ def program(mount: Mount) -> tuple[Path, Path]:
     layer = mount.source / f"busybox-{len(os.listdir(mount.source))}"
     shutil.copy("/bin/busybox", layer)
     layer.chmod(0o755)
+    mount.settled()  # or it may just be open for writing, for the events of this
     return layer, mount.path / layer.name
 
 
