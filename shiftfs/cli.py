@@ -47,6 +47,7 @@ _INNER_ROOT: Final = b".shiftfs-root"
 _ENDING: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 _SIGNALS: Final = (*_ENDING, signal.SIGUSR1)
 
+_MOST_WAITS: Final = 256
 _PER_LOCKED: Final = 16
 """Descriptors that a file may come to with its locks, and more: others need some too."""
 
@@ -200,7 +201,10 @@ class Mount:
         if places is None and self._options.debug:
             self._log("there is no directory for locks that mounts share: lower files are locked by themselves")
         most = max(64, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // _PER_LOCKED)
-        locks = Locks(lambda inode: files_of(tree, places, inode.entry), self._loop.wait_aside, most)
+        waits = self._loop.wait_aside
+        if self._marking is not None:  # one mount's waiters leave room for the others'
+            waits = partial(waits, group=id(tree), most=_MOST_WAITS)
+        locks = Locks(lambda inode: files_of(tree, places, inode.entry), waits, most)
         tree.on_copy(lambda entry, made: locks.copied_up(entry, lambda: RealFile("upper", opener(_duplicate(made)))))
         return locks
 

@@ -170,6 +170,7 @@ class Loop:
         self._linger_until = 0.0
         self._messengers: dict[Hashable, _Messengers] = {}
         self._waits = _Waits(self._end)
+        self._waiting_of: collections.Counter[Hashable] = collections.Counter()
         self.on_tick: Callable[[float], bool] = lambda now: False
 
     def add(self, fd: int, ready: Callable[[], None], events: int = select.EPOLLIN) -> None:
@@ -255,6 +256,10 @@ class Loop:
         """Has a call of the key not ended yet?"""
         return group in self._messengers and self._messengers[group].has(key)
 
+    def is_busy(self, group: Hashable) -> bool:
+        """Has any call of a group not ended yet?"""
+        return group in self._messengers and self._messengers[group].are_busy
+
     def disband(self, group: Hashable) -> None:
         """There will be no more calls of a group; its threads end."""
         messengers = self._messengers.pop(group, None)
@@ -262,12 +267,20 @@ class Loop:
             messengers.ending = True
             messengers.close()
 
-    def wait_aside(self, call: Call, done: Done) -> Callable[[], None]:
+    def wait_aside(self, call: Call, done: Done, group: Hashable = None, most: int = _MAX_WAITS) -> Callable[[], None]:
         """Like `submit`, for a call that waits for something outside for as long as that takes: it takes no worker from
-        others. What is returned calls it off. Too many are EAGAIN."""
-        if self._waits.threads >= _MAX_WAITS:
+        others. What is returned calls it off. Too many are EAGAIN, also `most` of one group."""
+        if self._waits.threads >= _MAX_WAITS or self._waiting_of[group] >= most:
             raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
-        return self._waits.start(call, done)
+
+        def ended(result: Any, error: BaseException | None) -> None:
+            self._waiting_of[group] -= 1
+            if not self._waiting_of[group]:
+                del self._waiting_of[group]
+            done(result, error)
+
+        self._waiting_of[group] += 1
+        return self._waits.start(call, ended)
 
     def lost(self) -> None:
         """Nobody waits any more for one of the calls under way, which may be blocked for good."""

@@ -89,6 +89,8 @@ class Session:
         self.negotiated: negotiation.Negotiated | None = None
         self.on_ready: Callable[[], None] = lambda: None
         self.on_end: Callable[[], None] = lambda: None
+        self.is_somebody_elses = False
+        """Whoever has mounted could answer requests himself: had INIT been one, he had said what the kernel checks."""
         self.on_failure: Callable[[], None] = loop.stop
         """The kernel and we do not agree: `failure` says about what."""
         self.failure: str | None = None
@@ -104,6 +106,7 @@ class Session:
             notify=lambda message: self.notify([message], _nothing),
             tell=self._tell,
             is_telling=lambda inodes: any(loop.is_waiting(inode.nodeid, self) for inode in inodes),
+            is_telling_anything=lambda: loop.is_busy(self),
             detach=buffers.detach,
             recycle=buffers.recycle,
             watch=self._watch,
@@ -155,8 +158,17 @@ class Session:
         except Disconnected:
             self.end()
             return
+        except OSError as error:  # EINVAL: whoever has mounted has answered INIT himself, with larger requests
+            self._give_up(f"the kernel's requests cannot be read: {error}")
+            return
         if size:
             self._serve(size)
+
+    def _give_up(self, why: str) -> None:
+        self._log(why)
+        self.failure = self.failure or why
+        self.on_failure()
+        self.end()
 
     def end(self) -> None:
         """The mount is gone, or is to be."""
@@ -172,6 +184,9 @@ class Session:
             header = requests.decode_header(view)
         except ProtocolError as error:
             self._refuse_message(error)
+            return
+        if self.is_somebody_elses and self.negotiated is None and header.opcode != Opcode.INIT:
+            self._give_up("somebody else has answered the kernel's first request")
             return
         try:
             opcode = header.opcode

@@ -7,7 +7,6 @@ Loop thread, but for what waits.
 import errno
 import os
 from collections.abc import Callable, Iterable
-from functools import partial
 from typing import Final
 
 from ..sys import locks
@@ -143,7 +142,14 @@ class RealFiles:
 
     def unlock(self, start: int, end: int) -> None:
         """Hold no more of a range than `held` tells."""
-        _do_all(partial(file.set_range, *one, self._held) for one in self._held(start, end) for file in self._files)
+        failed = 0
+        for first, last, kind in self._held(start, end):
+            for file in self._files:
+                try:
+                    file.set_range(first, last, kind, self._held)
+                except OSError as error:  # whatever becomes of one
+                    failed = error.errno or errno.EIO
+        _raise(failed)
 
     def lock_whole(self, kind: int, before: int) -> RealFile | None:
         """flock(2), as `lock`."""
@@ -159,7 +165,13 @@ class RealFiles:
         return None
 
     def unlock_whole(self, left: int) -> None:
-        _do_all(partial(file.set_whole, left) for file in self._files)
+        failed = 0
+        for file in self._files:
+            try:
+                file.set_whole(left)
+            except OSError as error:
+                failed = error.errno or errno.EIO
+        _raise(failed)
 
     def in_the_way(self, start: int, end: int, kind: int) -> tuple[Range, int] | None:
         """A lock of somebody outside of the mount."""
@@ -192,13 +204,6 @@ class RealFiles:
         self._files.clear()
 
 
-def _do_all(calls: Iterable[Callable[[], object]]) -> None:
-    """All of them, whatever becomes of one."""
-    failed = 0
-    for call in calls:
-        try:
-            call()
-        except OSError as error:
-            failed = error.errno or errno.EIO
-    if failed:
-        raise OSError(failed, os.strerror(failed))
+def _raise(number: int) -> None:
+    if number:
+        raise OSError(number, os.strerror(number))

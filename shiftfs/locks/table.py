@@ -308,7 +308,7 @@ class Locks:
     def _look_at_waiters(self, file: _File) -> None:
         """Something is free. In the order in which they came; what one gets may free something again."""
         file.is_freer = True
-        if file.is_looking:
+        if file.is_looking or not file.waiters:
             return
         file.is_looking = True
         try:

@@ -70,7 +70,7 @@ Tell = Callable[[str | None, Sequence[int]], None]
 Serve = Callable[[int, Owner, frozenset[bytes], Tell], Derived]
 """Serve a connection, with these options."""
 Find = Callable[[bytes], tuple[Terms, Serve]]
-"""What is marked at a path. Raises Refused."""
+"""What is marked at a path. In a thread, since the path is whoever asks's choice. Raises Refused."""
 
 
 class Visitor:
@@ -87,11 +87,10 @@ class Visitor:
         self.is_leaving = False
         self.owner: Owner | None = None
         self.options: frozenset[bytes] = frozenset()
+        self.offer: tuple[Terms, Serve] | None = None
         self.joined: int | None = None
         """The connection that he has handed over, by a descriptor of ours, until it is served."""
         self.derived: Derived | None = None
-        self.terms: Terms | None = None
-        self.serve: Serve | None = None
 
 
 class Broker:
@@ -176,7 +175,7 @@ class Broker:
         self._loop.remove(visitor.connection.fileno())
         is_due = visitor.owner is not None
         try:
-            self._aside(visitor, partial(_hear, visitor.connection, is_due), self._has_said)
+            self._aside(visitor, partial(_hear, visitor.connection, is_due, self._find), self._has_said)
         except OSError:
             self._goes(visitor)
 
@@ -192,7 +191,8 @@ class Broker:
         visitor.call_off = self._loop.wait_aside(call, ended)
 
     def _has_said(self, visitor: Visitor, result: Any, error: BaseException | None) -> None:
-        words, visitor.joined = result or ([], None)
+        words, visitor.joined, found = result or ([], None, None)
+        visitor.offer = visitor.offer or found or self._only
         try:
             if error is not None:
                 raise error
@@ -225,21 +225,14 @@ class Broker:
         asked = frozenset(word for word in words[2].split(b",") if word)
         if not asked <= protocol.OPTIONS:
             raise Malformed("options that are none")
-        terms, visitor.serve = self._offer(words)
+        assert visitor.offer is not None
+        terms, _ = visitor.offer
         owner = self._owner(peer, terms)
         self._check_room(visitor, owner, terms)
         visitor.owner = owner
-        visitor.terms = terms
         visitor.options = asked | terms.options
         visitor.step = self._hands_over
         self._answer(visitor, OK, b",".join(sorted(visitor.options)))
-
-    def _offer(self, words: list[bytes]) -> tuple[Terms, Serve]:
-        """What is asked for. Raises Refused."""
-        if self._find is not None:
-            return self._find(words[3])
-        assert self._only is not None
-        return self._only
 
     def _owner(self, peer: handover.Peer, terms: Terms) -> Owner:
         """Raises Refused, OSError, MapError."""
@@ -269,14 +262,14 @@ class Broker:
             raise Refused("there are as many mounts of this mark as its process can serve; unmount some")
 
     def _hands_over(self, visitor: Visitor, peer: handover.Peer, words: list[bytes]) -> None:
-        if words != [CONNECTION] or visitor.joined is None or visitor.owner is None or visitor.terms is None:
+        if words != [CONNECTION] or visitor.joined is None or visitor.owner is None or visitor.offer is None:
             raise Malformed("not one connection")
-        self._check_room(visitor, visitor.owner, visitor.terms)  # others have come in since
+        terms, serve = visitor.offer
+        self._check_room(visitor, visitor.owner, terms)  # others have come in since
         visitor.step = None
         fd, visitor.joined = visitor.joined, None
         try:
-            assert visitor.serve is not None
-            derived = visitor.serve(fd, visitor.owner, visitor.options, partial(self._is_served, visitor))
+            derived = serve(fd, visitor.owner, visitor.options, partial(self._is_served, visitor))
         except BaseException:
             self._loop.remove(fd)
             os.close(fd)
@@ -372,14 +365,18 @@ def listen(path: str) -> socket.socket:
     return listener
 
 
-def _hear(connection: socket.socket, is_connection_due: bool) -> tuple[list[bytes], int | None]:
-    """One packet, and the connection that came with it, by a descriptor that nobody else has, whose flags are ours
-    alone. In a thread. Raises Malformed, OSError."""
+def _hear(
+    connection: socket.socket, is_connection_due: bool, find: Find | None
+) -> tuple[list[bytes], int | None, tuple[Terms, Serve] | None]:
+    """One packet; the connection that came with it, by a descriptor that nobody else has, whose flags are ours alone;
+    what is asked for. In a thread. Raises Malformed, Refused, OSError."""
     words, rights = protocol.receive(connection)
     try:
         if rights and not (is_connection_due and len(rights) == 1 and words == [CONNECTION]):
             raise Malformed("descriptors that nobody has asked for")
-        return words, handover.join_connection(rights[0]) if rights else None
+        joined = handover.join_connection(rights[0]) if rights else None
+        asks = find is not None and not is_connection_due and len(words) == 4 and words[0] == HELLO
+        return words, joined, find(words[3]) if find is not None and asks else None
     finally:
         for fd in rights:
             os.close(fd)

@@ -75,6 +75,7 @@ class DerivedMount:
             buffers=served.buffers,
         )  # fmt: skip
         session.context.inside = Inside(owner.uids, owner.gids)
+        session.is_somebody_elses = True
         session.on_ready = self._ready
         session.on_end = self._gone
         session.on_failure = lambda: tell(session.failure, ())

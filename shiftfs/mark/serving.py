@@ -4,13 +4,12 @@ there are any: `shiftfsctl serve`.
 Owns the loop of its process, the socket, and what is marked and mounted. Main thread, which becomes the loop's.
 """
 
-import errno
 import os
 import resource
 import signal
 import socket
-import time
 from collections.abc import Callable
+from functools import partial
 
 from .. import runtime
 from ..daemon import tell_service_manager
@@ -19,9 +18,9 @@ from ..loop import INTERRUPTING, Loop
 from ..mount import MountError
 from ..opening import open_tree, raise_descriptor_limit, stay_within_quota
 from ..options import MountOptions
-from ..tree import RealKey
+from ..tree import Descriptor, RealKey
 from . import marking, permanent, protocol
-from .broker import Broker, Refused, Serve, Terms, listen
+from .broker import Broker, Derived, Owner, Refused, Serve, Tell, Terms, listen
 from .marking import Marking
 
 _FIRST_PASSED = 3
@@ -29,18 +28,15 @@ _FIRST_PASSED = 3
 _MAX_WRITE = 1 << 20
 _TREES = 16
 """As many may be mounted at once, and have their share of the descriptors."""
-_KEPT = 30.0
-"""Seconds for which a directory is kept open that was asked for, and need not be mounted yet."""
 _ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
 class _Tree:
-    """A marked directory that somebody has mounted, or is about to."""
+    """A marked directory that somebody has mounted."""
 
     def __init__(self, marking: Marking, serve: Serve) -> None:
         self.marking = marking
         self.serve = serve
-        self.kept_until = 0.0
 
 
 class Server:
@@ -86,32 +82,32 @@ class Server:
             is_untidy = tree.tidy(now) or is_untidy
             for chore in tree.chores():
                 self._loop.submit(chore, lambda result, error: None)
-            if not marked.mounts and now >= one.kept_until:
+            if not marked.mounts:
                 del self._trees[key]
                 marked.close()
-            is_untidy = is_untidy or not marked.mounts
         self._interpreter.tick()
         return is_untidy
 
     def _find(self, path: bytes) -> tuple[Terms, Serve]:
+        """In a thread."""
         try:
             fd, mark = permanent.find(path)
-        except permanent.NoMark as reason:
-            raise Refused(f"{os.fsdecode(path)} {reason}") from None
-        except OSError as error:
-            # Who may not look there learns nothing of it.
-            raise Refused(f"{os.fsdecode(path)} is not marked ({os.strerror(errno.ENOENT)})") from error
-        try:
-            found = os.fstat(fd)
-            key = (found.st_dev, found.st_ino, 0, 0)
-            known = self._trees.get(key)
-            if known is None:
-                known = self._trees[key] = self._open(b"/proc/self/fd/%d" % fd, path)
-        finally:
-            os.close(fd)
-        known.kept_until = time.monotonic() + _KEPT
-        options = frozenset([protocol.READ_ONLY] * mark.read_only)
-        return Terms(mark.users, marking.most_mounts(), known.marking.options | options), known.serve
+        except (permanent.NoMark, OSError):
+            # Who may not look there learns nothing of it; root is told by `shiftfsctl marks`.
+            raise Refused(f"{os.fsdecode(path)} is not marked, or not so that it counts") from None
+        directory = Descriptor(fd, os.close)
+        terms = Terms(mark.users, marking.most_mounts(), frozenset([protocol.READ_ONLY] * mark.read_only))
+        return terms, partial(self._serve, directory, path)
+
+    def _serve(
+        self, directory: Descriptor, path: bytes, fd: int, owner: Owner, options: frozenset[bytes], tell: Tell
+    ) -> Derived:
+        found = os.fstat(directory.fd)
+        key = (found.st_dev, found.st_ino, 0, 0)
+        known = self._trees.get(key)
+        if known is None:
+            known = self._trees[key] = self._open(b"/proc/self/fd/%d" % directory.fd, path)
+        return known.serve(fd, owner, options, tell)
 
     def _open(self, source: bytes, path: bytes) -> "_Tree":
         if len(self._trees) >= _TREES:

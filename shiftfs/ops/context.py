@@ -85,6 +85,7 @@ class Context:
         notify: Callable[[bytes], None],
         tell: Callable[[list[bytes]], Gate],
         is_telling: Callable[[list[Inode]], bool],
+        is_telling_anything: Callable[[], bool],
         detach: Callable[[], bytearray],
         recycle: Callable[[bytearray], None],
         watch: Callable[[int, Callable[[], None]], Callable[[], None]],
@@ -138,6 +139,7 @@ class Context:
         self.notify = notify
         self.tell = tell
         self.is_telling = is_telling
+        self.is_telling_anything = is_telling_anything
         self.detach = detach
         self.recycle = recycle
         self.watch = watch

@@ -112,6 +112,8 @@ class Live:
             reads += 1
             for fd in self._watchers.descriptors:
                 self.ready(fd)
+        if not reads and self._performing.is_idle and not self._ctx.is_telling_anything():
+            return None
         about = [inode, *{parent for parent, _ in self._ctx.inodes.places(inode)}]
         keys = {one.key for one in about}
         last = self._performing.last_order

@@ -327,6 +327,11 @@ class Performing:
         return self._progress if is_busy else None
 
     @property
+    def is_idle(self) -> bool:
+        """Is there nothing to be done?"""
+        return not self._queues and not any(hand.given for hand in self._hands)
+
+    @property
     def last_order(self) -> int:
         """Of all that has been added so far."""
         return self._last_order
