@@ -31,7 +31,6 @@ _AT_RECURSIVE = 0x8000
 _MS_PRIVATE = 1 << 18
 _MS_REC = 1 << 14
 _CLONE_NEWNS = 0x20000
-_PIVOT_ROOT = 155
 _STATMOUNT = 457
 _STATMOUNT_MNT_BASIC = 0x2
 _STATX_MNT_ID_UNIQUE = 0x4000
@@ -40,6 +39,7 @@ _MNT_ID_OFFSET = 144
 _NS_GET_MNTNS_ID = 0x8008B705
 
 _mount = libc.function("mount", [libc.PATH, libc.PATH, libc.PATH, libc.ULONG, libc.PATH])
+_pivot_root = libc.function("pivot_root", [libc.PATH, libc.PATH])
 _unshare = libc.function("unshare", [libc.INT])
 _statx = libc.function("statx", [libc.INT, libc.PATH, libc.INT, libc.UINT, libc.POINTER])
 _umount2 = libc.function("umount2", [libc.PATH, libc.INT])
@@ -147,7 +147,7 @@ def leave_for_nothing(path: bytes) -> None:
     if _mount(b"none", path, b"tmpfs", NOSUID | NODEV | NOEXEC, b"size=4k,mode=0555"):
         raise libc.failure(path)
     os.chdir(path)
-    if libc.syscall(libc.LONG(_PIVOT_ROOT), libc.PATH(b"."), libc.PATH(b".")) or _umount2(b".", MNT_DETACH):
+    if _pivot_root(b".", b".") or _umount2(b".", MNT_DETACH):
         raise libc.failure()
     os.chdir("/")
 

@@ -14,6 +14,10 @@ from harness.marks import USER, Container, container, hidden_directory
 from shiftfs.mark import permanent, protocol
 from shiftfs.mark.permanent import Mark, NoMark, decode
 
+NEEDED = sum(1 << number for number in (0, 1, 2, 3, 4, 6, 7, 9, 19, 21, 27, 28, 31))
+"""What capabilities(7) calls CHOWN, DAC_OVERRIDE, DAC_READ_SEARCH, FOWNER, FSETID, SETGID, SETUID, LINUX_IMMUTABLE,
+SYS_PTRACE, SYS_ADMIN, MKNOD, LEASE, SETFCAP."""
+
 
 @pytest.mark.parametrize("users", [None, frozenset({0}), frozenset({5, 1000})])
 @pytest.mark.parametrize("read_only", [False, True])
@@ -42,6 +46,49 @@ def server(tmp_path: Path) -> Iterator[subprocess.Popen[bytes]]:
         process.terminate()
         process.wait(20)
     assert not socket.exists()
+
+
+PASSED = """
+import os, socket, sys
+listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+listener.bind(sys.argv[1] + ".new")
+os.chmod(sys.argv[1] + ".new", 0o666)
+listener.listen()
+os.rename(sys.argv[1] + ".new", sys.argv[1])
+os.dup2(listener.fileno(), 3)
+os.environ |= {"LISTEN_PID": str(os.getpid()), "LISTEN_FDS": "1"}
+os.execv(sys.argv[2], sys.argv[2:])
+"""
+
+
+def test_the_service_manager_may_have_opened_the_socket(directory: Path) -> None:
+    """Whoever comes before the process has begun waits for it (sd_listen_fds(3))."""
+    run([*SHIFTFSCTL, "mark", directory])
+    socket = Path(protocol.path(protocol.PERMANENT))
+    socket.parent.mkdir(parents=True, exist_ok=True)
+    process = subprocess.Popen(
+        [SHIFTFSCTL[0], "-c", PASSED, socket, *SHIFTFSCTL, "serve"], cwd="/", env=environment()
+    )
+    try:
+        wait_until(socket.exists, "the socket", 10)
+        with container() as user:
+            user.mount(directory)
+            assert user.shell("cat file") == "content"
+    finally:
+        process.terminate()
+        process.wait(20)
+        socket.unlink(missing_ok=True)
+
+
+def test_the_server_keeps_no_more_rights_than_files_take(server: subprocess.Popen[bytes]) -> None:
+    def status() -> dict[str, str]:
+        lines = Path(f"/proc/{server.pid}/status").read_text().splitlines()
+        return dict(line.split(":\t", 1) for line in lines if ":\t" in line)
+
+    wait_until(lambda: status()["NoNewPrivs"] == "1", "that it gains nothing", 10)
+    found = status()
+    assert found["CapEff"] == found["CapPrm"] == f"{NEEDED:016x}"
+    assert (found["CapInh"], int(found["CapBnd"], 16) & ~NEEDED) == ("0" * 16, 0)
 
 
 @pytest.fixture
