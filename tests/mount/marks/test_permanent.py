@@ -56,6 +56,7 @@ os.chmod(sys.argv[1] + ".new", 0o666)
 listener.listen()
 os.rename(sys.argv[1] + ".new", sys.argv[1])
 os.dup2(listener.fileno(), 3)
+os.set_inheritable(3, True)
 os.environ |= {"LISTEN_PID": str(os.getpid()), "LISTEN_FDS": "1"}
 os.execv(sys.argv[2], sys.argv[2:])
 """
