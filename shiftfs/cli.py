@@ -152,7 +152,7 @@ class Mount:
         self._tree, layers = open_tree(options, bound, unlinked, self._log if options.debug else _say_nothing)
         self._marking = Marking(self._loop, options, self._tree, users, self._log) if options.mark else None
         if self._marking is not None:
-            self._tree = self._marking.tree.use()
+            self._tree, _ = self._marking.tree.use()
         only_uids = frozenset({0, os.geteuid()}) if options.allow_root and os.geteuid() != 0 else None
         # What the kernel opens by itself, it opens for everybody: allow_root needs to be asked.
         # And without the right to pass over modes, what was created unreadable is only written while it stays open.
@@ -379,7 +379,7 @@ def _start_agent(options: MountOptions) -> Agent | None:
     if options.watch == "off" or not mounts.may_mount():
         return None
     try:
-        return Agent.start()
+        return Agent.start(drop=marking.drop_privileges if options.mark else None)
     except OSError:
         return None
 

@@ -47,6 +47,8 @@ class _Messengers:
         """The calls of each key, without the one that is being run."""
         self._due: queue.SimpleQueue[Hashable | None] = queue.SimpleQueue()
         self.threads = 0
+        self.most = _MAX_MESSENGERS
+        self.pending = 0
         self.ending = False
         """Nothing is begun any more."""
 
@@ -60,16 +62,16 @@ class _Messengers:
     def put(self, key: Hashable, call: Call, done: Done) -> None:
         """From the loop thread."""
         with self._lock:
+            self.pending += 1
             waiting = self._waiting.get(key)
             if waiting is not None:
                 waiting.append((call, done))
                 return
             self._waiting[key] = collections.deque([(call, done)])
             wanted = len(self._waiting)
-        if self.threads < min(wanted, _MAX_MESSENGERS):
-            self.threads += 1
-            threading.Thread(target=self._work, name="messenger", daemon=True).start()
         self._due.put(key)
+        if self.threads < min(wanted, self.most) and _started(self._work, "messenger"):
+            self.threads += 1
 
     def _work(self) -> None:
         while True:
@@ -85,6 +87,8 @@ class _Messengers:
 
     def _run_next(self, key: Hashable) -> None:
         call, done = self._waiting[key].popleft()
+        with self._lock:
+            self.pending -= 1
         if self.ending:
             return
         try:
@@ -147,6 +151,15 @@ class _Waits:
     def _interrupt(self, thread: threading.Thread) -> None:
         if thread.ident is not None:
             signal.pthread_kill(thread.ident, INTERRUPTING)
+
+
+def _started(work: Callable[[], None], name: str) -> bool:
+    """A thread; none where there are too many (pids.max): then those there are have to do."""
+    try:
+        threading.Thread(target=work, name=name, daemon=True).start()
+    except RuntimeError:
+        return False
+    return True
 
 
 class Loop:
@@ -256,6 +269,14 @@ class Loop:
         """Has a call of the key not ended yet?"""
         return group in self._messengers and self._messengers[group].has(key)
 
+    def confine(self, group: Hashable, most: int) -> None:
+        """Let the waiting calls of a group have no more threads than these."""
+        self._messengers.setdefault(group, _Messengers(self._end)).most = most
+
+    def backlog(self, group: Hashable) -> int:
+        """How many calls of a group have not begun yet."""
+        return self._messengers[group].pending if group in self._messengers else 0
+
     def is_busy(self, group: Hashable) -> bool:
         """Has any call of a group not ended yet?"""
         return group in self._messengers and self._messengers[group].are_busy
@@ -293,8 +314,7 @@ class Loop:
 
     def _grow(self) -> None:
         if self._running_calls > self._workers and self._workers < MAX_WORKERS + min(self._lost, _MAX_LOST):
-            self._workers += 1
-            threading.Thread(target=self._work, name="worker", daemon=True).start()
+            self._workers += _started(self._work, "worker")
 
     def _work(self) -> None:
         while True:

@@ -50,6 +50,10 @@ class Waiting(NamedTuple):
     steps: Later
 
 
+_MOST_NOTICES: Final = 20_000
+"""That may wait to be written for a mount of somebody else."""
+
+
 class Session:
     """One mount, served."""
 
@@ -121,6 +125,10 @@ class Session:
     def notify(self, messages: Sequence[bytes], done: Callable[[], None]) -> None:
         """Write notices, those of one inode or of the names in one directory in their order and after those that came
         before; then call `done` on the loop."""
+        if self.is_somebody_elses and self._loop.backlog(self) > _MOST_NOTICES:
+            # Whoever reads his own requests and never answers them holds the directories that notices are about.
+            self._give_up("notices are not taken any more")
+            return
         by_inode: dict[int, list[bytes]] = {}
         for message in messages:
             by_inode.setdefault(notices.about(message), []).append(message)
@@ -353,6 +361,8 @@ class Session:
         return bool(self.context.interrupted & self._waiting.keys())
 
     def _let_go_if_killed(self, unique: int, waiting: Waiting) -> None:
+        if self.is_somebody_elses:
+            return  # he may be numbered in another pid namespace than ours
         if is_being_killed(waiting.header.pid):
             del self._waiting[unique]
             self.context.let_go.add(unique)

@@ -182,8 +182,14 @@ class Locks:
         return sum(map(len, self._waiting.values()))
 
     def close(self) -> None:
+        """Nobody holds or waits for anything any more."""
         for file in self._files.values():
+            waiters, file.waiters = file.waiters, []
+            for waiter in waiters:
+                if waiter.call_off is not None:
+                    waiter.call_off()
             file.real.close()
+        self._waiting.clear()
         self._files.clear()
 
     # One inode.

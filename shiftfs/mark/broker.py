@@ -29,6 +29,8 @@ _PATIENCE: Final = 10.0
 """Seconds that somebody may take from one step to the next."""
 _PARTING: Final = 1.0
 """Seconds that closing a connection may take, before it is interrupted."""
+_REST: Final = 1.0
+"""Seconds without looking who comes, when nobody could be let in."""
 _MOST_VISITORS: Final = 128
 _MOST_OF_ONE: Final = 16
 _LOG_AGAIN: Final = 1.0
@@ -98,9 +100,12 @@ class Broker:
 
     def __init__(
         self, loop: Loop, listener: socket.socket, terms: Terms | None, serve: Serve | None,
-        log: Callable[[str], None], find: Find | None = None,
+        log: Callable[[str], None], find: Find | None = None, *, is_ours: bool = True,
     ) -> None:  # fmt: skip
-        """Either `terms` and `serve`, or `find`, for whoever serves several."""
+        """Either `terms` and `serve`, or `find`, for whoever serves several. `is_ours`: the socket's path goes with us.
+        """
+        self._is_ours = is_ours
+        self._rests_until = 0.0
         self._loop = loop
         self._listener: socket.socket | None = listener
         self._is_listening = False
@@ -117,7 +122,7 @@ class Broker:
 
     def _listen(self) -> None:
         """As long as there is room: the others wait outside."""
-        has_room = len(self._visitors) < _MOST_VISITORS
+        has_room = len(self._visitors) < _MOST_VISITORS and time.monotonic() >= self._rests_until
         if self._listener is not None and has_room != self._is_listening:
             self._is_listening = has_room
             if has_room:
@@ -129,7 +134,11 @@ class Broker:
         assert self._listener is not None
         try:
             connection, _ = self._listener.accept()
-        except OSError:
+        except BlockingIOError:
+            return
+        except OSError:  # out of descriptors, most likely
+            self._rests_until = time.monotonic() + _REST
+            self._listen()
             return
         connection.setblocking(False)
         visitor = Visitor(connection, time.monotonic() + _PATIENCE)
@@ -249,6 +258,9 @@ class Broker:
         if not peer.capabilities() >> privileges.CAP_SYS_ADMIN & 1:
             raise Refused("a mark is mounted by root of the user namespace (CAP_SYS_ADMIN in it)")
         uids, gids = of_namespace(str(peer.pid))
+        # Who he was when he connected, which nothing that he executes since has changed.
+        if peer.uid != uids.shown[0]:
+            raise Refused("a mark is mounted by root of the user namespace")
         # Whoever leaves a user namespace for one in it does not come back: all this was said of one and the same.
         if handover.identity(peer.namespace("user")) != identity:
             raise Refused("you have changed your user namespace meanwhile")
@@ -324,15 +336,20 @@ class Broker:
             if visitor.call_off is not None:
                 visitor.call_off()
             self._goes(visitor)
-        return bool(self._visitors)
+        is_resting = self._rests_until > 0
+        if is_resting and now >= self._rests_until:
+            self._rests_until = 0.0
+            self._listen()
+        return bool(self._visitors) or is_resting
 
     def close_door(self) -> None:
         """Nobody may mount any more. Those who have may go on."""
         if self._listener is not None:
             listener, self._listener = self._listener, None
             self._loop.remove(listener.fileno())
-            with contextlib.suppress(OSError):
-                os.unlink(listener.getsockname())
+            if self._is_ours:
+                with contextlib.suppress(OSError):
+                    os.unlink(listener.getsockname())
             try:
                 self._loop.wait_aside(listener.close, lambda result, error: None)  # with those who wait outside
             except OSError:

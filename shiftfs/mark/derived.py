@@ -25,6 +25,9 @@ from .protocol import READ_ONLY
 from .remote_agent import RemoteAgent
 from .shared import SharedTree
 
+_NOTICE_THREADS = 8
+"""Notices may wait for whoever has mounted, who may wait for good: not with threads that others need."""
+
 
 class Served:
     """What all mounts of one mark have in common."""
@@ -63,7 +66,7 @@ class DerivedMount:
         self._ended = ended
         self._served = served
         self._agent: RemoteAgent | None = None
-        self._tree = served.tree.use()
+        self._tree, self._leave_tree = served.tree.use()
         self.session = session = Session(
             served.loop, fd, self._tree, served.uids, served.gids,
             timeout=served.timeout,
@@ -76,6 +79,7 @@ class DerivedMount:
         )  # fmt: skip
         session.context.inside = Inside(owner.uids, owner.gids)
         session.is_somebody_elses = True
+        served.loop.confine(session, _NOTICE_THREADS)
         session.on_ready = self._ready
         session.on_end = self._gone
         session.on_failure = lambda: tell(session.failure, ())
@@ -102,6 +106,14 @@ class DerivedMount:
         """Serve it no more: whoever is on it gets ENOTCONN."""
         self.session.end()
 
+    def tick(self, now: float) -> bool:
+        """Now and then; True if it is to be called again. An agent that has done nothing for long is none: what it was
+        to do would be kept for good."""
+        is_busy = self._reflection is not None and self._reflection.live.tick()
+        if self._agent is not None and self._reflection is not None:
+            is_busy = self._agent.look(now, self._reflection.progress()) or is_busy
+        return is_busy
+
     def _gone(self) -> None:
         context = self.session.context
         self._served.neighbours.leave(self.session)
@@ -112,6 +124,7 @@ class DerivedMount:
         if context.locks is not None:
             context.locks.close()
         context.handles.clear()
+        self._leave_tree()
         self._served.loop.disband(self.session)
         _release_all(context.inodes, self._tree.release)
         self._ended(self)

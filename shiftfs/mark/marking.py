@@ -49,6 +49,7 @@ _NEEDED = (
 
 def drop_privileges() -> None:
     """Keep what is needed for files alone. Before there are threads."""
+    privileges.keep_capabilities_over_setfsuid()  # which takes one that is not kept
     privileges.keep_only(sum(1 << number for number in _NEEDED))
 
 
@@ -170,7 +171,8 @@ class Marking:
 
     def tick(self, now: float) -> bool:
         is_due = self._ending is not None and self._ending.look(now)
-        return (self._broker is not None and self._broker.tick(now)) or is_due
+        is_due = (self._broker is not None and self._broker.tick(now)) or is_due
+        return any([derived.tick(now) for derived in list(self.mounts)]) or is_due
 
     def close_door(self, alone: Callable[[], None]) -> None:
         """The mark's own mount is gone: nobody may mount it any more. `alone` is called when all are gone."""

@@ -8,11 +8,16 @@ import errno
 import os
 import socket
 from functools import partial
+from typing import Final
 
 from ..loop import Loop
 from ..reflect.agent import AgentThread
 from ..reflect.reflection import Reflection
 from .protocol import AGENT_THREADS
+
+_PATIENCE: Final = 10.0
+"""Seconds without any of its jobs done."""
+_MOST_WAITING: Final = 100_000
 
 
 class RemoteAgent:
@@ -28,6 +33,8 @@ class RemoteAgent:
         self.threads = [AgentThread(own) for own in others]
         self._starting = set(self.threads)
         self._is_employed = False
+        self._done = 0
+        self._idle_since = 0.0
         self._has_ended = False
         loop.add(self._control.fileno(), self.end)
         for thread in self.threads:
@@ -47,6 +54,16 @@ class RemoteAgent:
         if not self._starting:
             self._is_employed = True
             self._reflection.employ(self, self.end)
+
+    def look(self, now: float, progress: tuple[int, int]) -> bool:
+        """Has it done anything of what it was to do? `progress`: how much waits, and how much has been done. True if
+        that is to be looked at again."""
+        waiting, done = progress
+        if self._has_ended or not waiting or done != self._done:
+            self._done, self._idle_since = done, now
+        elif now - self._idle_since > _PATIENCE or waiting > _MOST_WAITING:
+            self.end()
+        return waiting > 0 and not self._has_ended
 
     def end(self) -> None:
         """It has ended, or is not what it was meant to be: from now on the kernel alone is told of changes."""

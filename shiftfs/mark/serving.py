@@ -51,7 +51,8 @@ class Server:
         self._bound = max(bound // _TREES, 32)
         stay_within_quota()
         self._interpreter = Interpreter()
-        self._broker = Broker(self._loop, _listener(), None, None, log, self._find)
+        listener, is_ours = _listener()
+        self._broker = Broker(self._loop, listener, None, None, log, self._find, is_ours=is_ours)
 
     def run(self) -> None:
         """Until a signal."""
@@ -79,7 +80,7 @@ class Server:
                 marked.has_lost_some = False
                 self._interpreter.much_has_gone()
             tree = marked.tree.tree
-            is_untidy = tree.tidy(now) or is_untidy
+            is_untidy = marked.tick(now) or tree.tidy(now) or is_untidy
             for chore in tree.chores():
                 self._loop.submit(chore, lambda result, error: None)
             if not marked.mounts:
@@ -122,14 +123,14 @@ class Server:
         return _Tree(marked, marked.serving(serves_open=False, max_write=_MAX_WRITE, locks=None))
 
 
-def _listener() -> socket.socket:
-    """What the service manager has opened for us, or our own. Raises MountError."""
+def _listener() -> tuple[socket.socket, bool]:
+    """What the service manager has opened for us, or our own; and is it that? Raises MountError."""
     if os.environ.get("LISTEN_PID") == str(os.getpid()) and os.environ.get("LISTEN_FDS") == "1":
-        return socket.socket(fileno=_FIRST_PASSED)
+        return socket.socket(fileno=_FIRST_PASSED), False
     path = protocol.path(protocol.PERMANENT)
     try:
         os.close(runtime.directory(protocol.DIRECTORY, is_public=True))
-        return listen(path)
+        return listen(path), True
     except OSError as error:
         raise MountError(f"{path}: {error.strerror}; marked directories cannot be served") from None
 

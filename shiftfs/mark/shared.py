@@ -26,9 +26,10 @@ class SharedTree:
         tree.knows(self._known.get)
         tree.on_copy(self._has_copied)
 
-    def use(self) -> Tree:
-        """The tree as one mount sees it."""
-        return cast(Tree, TreeUse(self))
+    def use(self) -> tuple[Tree, Callable[[], None]]:
+        """The tree as one mount sees it, and what to call when that is gone."""
+        use = TreeUse(self)
+        return cast(Tree, use), use.leave
 
     def known(self, key: RealKey) -> Any | None:
         return self._known.get(key)
@@ -43,7 +44,9 @@ class SharedTree:
         self.add(entry, key)
         return entry
 
-    def add(self, entry: Any, key: RealKey) -> None:
+    def add(self, entry: Any, key: RealKey, is_known: bool = False) -> None:
+        if is_known:
+            self._known.setdefault(key, entry)
         self._uses.setdefault(entry, [0, key])[0] += 1
 
     def release(self, entry: Any) -> None:
@@ -82,6 +85,7 @@ class TreeUse:
 
     def __init__(self, shared: SharedTree) -> None:
         self._shared = shared
+        self._calls: list[Callable[[], None]] = []
         self._tree = tree = shared.tree
         for name in dir(Tree):
             if not name.startswith("_") and name not in vars(TreeUse):
@@ -97,11 +101,17 @@ class TreeUse:
         """All mounts know what one does."""
 
     def on_copy(self, call: Callable[[Any, int], None]) -> None:
-        self._shared.on_copy(call)
+        self._calls.append(self._shared.on_copy(call))
+
+    def leave(self) -> None:
+        """The mount is gone."""
+        for end in self._calls:
+            end()
+        self._calls.clear()
 
     def tmpfile(self, directory: Any, mode: int) -> tuple[RealKey, Any, Any]:
         key, attributes, entry = self._tree.tmpfile(directory, mode)
-        self._shared.add(entry, key)
+        self._shared.add(entry, key, is_known=True)
         return key, attributes, entry
 
     def unlink(self, directory: Any, name: bytes, known: Any | None) -> bool:

@@ -13,6 +13,7 @@ import os
 import select
 import signal
 import socket
+from collections.abc import Callable
 from typing import Final
 
 from . import agent_child
@@ -102,15 +103,16 @@ class Agent:
         self._control = control
 
     @classmethod
-    def start(cls, threads: int = _THREADS) -> "Agent":
-        """Fork. For a process that has one thread yet. Raises OSError."""
+    def start(cls, threads: int = _THREADS, drop: Callable[[], None] | None = None) -> "Agent":
+        """Fork. For a process that has one thread yet. `drop` is called in the child, to give up rights. Raises
+        OSError."""
         pairs = [socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET) for _ in range(threads + 1)]
         # The child must not end as its parent would until it has said that it will not.
         before = signal.pthread_sigmask(signal.SIG_BLOCK, _BLOCKED)
         try:
             pid = os.fork()
             if pid == 0:
-                agent_child.run([child.fileno() for _, child in pairs], before)
+                agent_child.run([child.fileno() for _, child in pairs], before, drop=drop)
         except OSError:
             for pair in pairs:
                 for end in pair:

@@ -69,8 +69,11 @@ class Place(NamedTuple):
     is_there: Callable[[], bool]
 
 
-def run(sockets: Sequence[int], mask: Iterable[int], place: Place | None = None) -> NoReturn:
-    """Be the agent from now on: the first socket tells of the clone, each other gives jobs to a thread."""
+def run(
+    sockets: Sequence[int], mask: Iterable[int], place: Place | None = None, drop: Callable[[], None] | None = None
+) -> NoReturn:
+    """Be the agent from now on: the first socket tells of the clone, each other gives jobs to a thread. `drop` gives up
+    rights."""
     try:
         gc.disable()  # nothing of the daemon's is ever to be touched here, or it would take memory of its own
         for ignored in _IGNORED:
@@ -83,6 +86,8 @@ def run(sockets: Sequence[int], mask: Iterable[int], place: Place | None = None)
         os.umask(0)
         os.chdir("/")
         null = _close_others([*sockets, *([place.clone] if place is not None else [])])
+        if drop is not None:
+            drop()
         # A number of its own for the clone, which no other descriptor has even while there is none.
         worker = Worker(socket.socket(fileno=sockets[0]), os.dup(null))
         if place is not None:

@@ -89,14 +89,18 @@ class Performing:
     def describe(self) -> dict[str, object]:
         """For `status`: is there an agent; actions not done yet, done, done again as somebody was faster, and not to be
         done, so that the kernel alone was told."""
-        queued = {id(action) for queue in self._queues.values() for action in queue}
         return {
             "agent": bool(self._hands),
-            "waiting": len(queued) + sum(len(hand.given) for hand in self._hands) + self._telling,
+            "waiting": self.progress()[0] + self._telling,
             "reflected": self.done,
             "repeated": self.repeated,
             "unreflected": self.failed,
         }
+
+    def progress(self) -> tuple[int, int]:
+        """Actions that are not done yet, and those that have been ended, in whatever way."""
+        queued = {id(action) for queue in self._queues.values() for action in queue}
+        return len(queued) + sum(len(hand.given) for hand in self._hands), self.done + self.repeated + self.failed
 
     def employ(self, threads: Iterable[Thread]) -> list[tuple[int, Callable[[], None]]]:
         """There is an agent: which descriptors tell of outcomes, and what to call then."""

@@ -87,6 +87,10 @@ class Reflection:
             self._loop.remove(fd)
         self._watchers.close()
 
+    def progress(self) -> tuple[int, int]:
+        """How much waits for the agent, and how much has been done by it or without it."""
+        return self._performing.progress()
+
     def describe(self) -> dict[str, object]:
         """For `status`."""
         return {**self.live.describe(), **self._performing.describe()}

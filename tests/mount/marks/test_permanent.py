@@ -78,7 +78,9 @@ def test_the_service_manager_may_have_opened_the_socket(directory: Path) -> None
     finally:
         process.terminate()
         process.wait(20)
+        is_left = socket.exists()
         socket.unlink(missing_ok=True)
+    assert is_left, "it is the service manager's"
 
 
 def test_the_server_keeps_no_more_rights_than_files_take(server: subprocess.Popen[bytes]) -> None:
@@ -110,6 +112,20 @@ def test_a_marked_directory_is_mounted_by_its_path(server: object, directory: Pa
         one.shell("echo mine > new; chown 7:8 new")
         assert (directory / "new").stat().st_uid == 7
         wait_until(lambda: other.shell("ls") == "file\nnew\n", "what the other has made", 5)
+
+
+def test_who_may_create_by_a_supplementary_group_may_do_so(server: object, directory: Path) -> None:
+    (directory / "group's").mkdir(mode=0o770)
+    os.chown(directory / "group's", 0, 55)
+    (directory / "group's").chmod(0o2770)
+    run([*SHIFTFSCTL, "mark", directory])
+    with container() as user:
+        user.mount(directory)
+        user.run("setpriv", "--reuid=1000", "--regid=1000", "--groups=55", "touch", user.target / "group's/new")
+        user.run("setpriv", "--reuid=1000", "--regid=1000", "--groups=55", "mkfifo", user.target / "group's/fifo")
+    for name in ("new", "fifo"):
+        found = (directory / "group's" / name).stat()
+        assert (found.st_uid, found.st_gid) == (1000, 55)
 
 
 def test_it_is_listed_and_unmarked(directory: Path) -> None:
