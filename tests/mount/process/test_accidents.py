@@ -34,7 +34,7 @@ LIMIT = 20.0
 
 def broken(how: str) -> list[str]:
     """The command after these words of Python."""
-    words = "import errno, os, signal, sys, time\nfrom shiftfs import __main__, cli, daemon, mount\n"
+    words = "import errno, os, signal, sys, time\nfrom shiftfs import __main__, cli, daemon, mount, opening\n"
     return [sys.executable, "-P", "-c", f"{words}{how}\nsys.exit(__main__.main(sys.argv[1:]))"]
 
 
@@ -62,7 +62,7 @@ def broken(*args, **options):
 BREAKS = {
     "find": "mount.find = broken",
     "session": "cli.Session = broken",
-    "handlers": "cli._tune_interpreter = broken",
+    "handlers": "cli.Interpreter = broken",
     "loop": "cli.Loop.run = broken",
     "ready": "cli.partial = broken",
 }
@@ -97,7 +97,7 @@ def tidy(tree, now):
     if os.path.exists({str(tmp_path / "marker")!r}):
         raise RuntimeError("something broke")
     return False
-cli.SourceTree.tidy = tidy
+opening.SourceTree.tidy = tidy
 """
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as log:
         log.bind(str(tmp_path / "log"))
