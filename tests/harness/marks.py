@@ -19,6 +19,7 @@ from harness.commands import (
     run,
     user_prefix,
 )
+from harness.layered import Layers
 from harness.shifted import Mount, mounted
 
 USER = 65533
@@ -100,6 +101,11 @@ def hidden_directory() -> Path:
     inner.mkdir()
     inner.chmod(0o755)
     return inner
+
+
+def named(layers: Layers) -> list[str]:
+    """As options."""
+    return [f"lowerdir={layers.lower}", f"upperdir={layers.upper}", f"workdir={layers.work}"]
 
 
 @contextmanager

@@ -93,19 +93,6 @@ def descriptors(mark: Marked) -> int:
 
 
 @pytest.fixture
-def mark() -> Iterator[Marked]:
-    with marked() as made:
-        yield made
-
-
-@pytest.fixture
-def user(mark: Marked) -> Iterator[Container]:
-    """The one who misbehaves."""
-    with container() as made:
-        yield made
-
-
-@pytest.fixture
 def other(mark: Marked) -> Iterator[Container]:
     """Who has mounted already, and works; and may mount anew at any time."""
     with container((0, 300000, 65536), owner=OTHER) as made:

@@ -9,17 +9,17 @@ import socket
 import stat
 import struct
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import pytest
 
-from harness import Caller, Layers, UserNamespace, as_user, errno_of, open_directory, run
+from harness import Caller, Layers, as_user, errno_of, open_directory, run
 from harness.calls import RENAME_EXCHANGE, RENAME_WHITEOUT, fallocate, in_child, in_children, opened, refuses, renameat2
-from harness.marks import FIRST, USER, Container, Marked, container, hidden_directory, marked
+from harness.inside import Place, by
+from harness.marks import FIRST, USER, Container, container, hidden_directory, marked
 
 NAME = "security.capability"
 NET_BIND = 1 << 10
@@ -33,81 +33,6 @@ def version_2(bits: int = NET_BIND) -> bytes:
 
 def version_3(root: int, bits: int = NET_BIND) -> bytes:
     return struct.pack("<6I", 0x03000001, bits, 0, 0, 0, root)
-
-
-def by(user: Container, call: Callable[..., Any], *args: Any, uid: int = 0) -> Any:
-    """What a call returns or raises that an id of a container makes, by default its root."""
-    return Caller(uid, uid, namespace=UserNamespace(user.pid))(call, *args)
-
-
-class Place(NamedTuple):
-    """A directory on a mount of a mark. `image`: where a file is put that is to be there before; `disk`: where what is
-    changed ends up, the same unless there are layers."""
-
-    mark: Marked
-    user: Container
-    name: str
-    image: Path
-    disk: Path
-
-    def seen_by(self, user: Container) -> Path:
-        """The way to it for a call by root of a container."""
-        return Path(f"/proc/{user.pid}/root{user.target}/{self.name}")
-
-    @property
-    def path(self) -> Path:
-        return self.seen_by(self.user)
-
-    @property
-    def has_layers(self) -> bool:
-        return self.disk != self.image
-
-    def stored(self, name: str) -> Path:
-        up = self.disk / name
-        return up if os.path.lexists(up) else self.image / name
-
-    def put(self, name: str, content: bytes = b"content", mode: int = 0o644) -> Path:
-        """A file of the image's; where it shows inside."""
-        path = self.image / name
-        path.write_bytes(content)
-        path.chmod(mode)
-        return self.path / name
-
-    def as_root(self, call: Callable[..., Any], *args: Any) -> Any:
-        """What a call returns or raises that container root makes."""
-        return by(self.user, call, *args)
-
-    def ends(self, call: Callable[..., Any], *args: Any) -> int:
-        """The errno of such a call; 0 if it succeeds."""
-        return errno_of(lambda: self.as_root(call, *args))
-
-    def shell(self, script: str, user: Container | None = None, uid: int = 0) -> str:
-        return (user or self.user).shell(f"cd {self.name}\n{script}", uid=uid)
-
-
-@pytest.fixture(scope="module", params=["directory", "layers"])
-def ground(request: pytest.FixtureRequest, area: Path) -> Iterator[tuple[Marked, Container, Path, Path]]:
-    with ExitStack() as stack:
-        if request.param == "directory":
-            mark = stack.enter_context(marked())
-            image = disk = mark.source
-        else:
-            layers = Layers(hidden_directory())
-            named = f"lowerdir={layers.lower},upperdir={layers.upper},workdir={layers.work}"
-            mark = stack.enter_context(marked(named))
-            image, disk = layers.lower, layers.upper
-        user = stack.enter_context(container())
-        user.mount(mark.path)
-        yield mark, user, image, disk
-
-
-@pytest.fixture
-def place(ground: tuple[Marked, Container, Path, Path]) -> Place:
-    mark, user, image, disk = ground
-    name = f"place{len(os.listdir(image))}"
-    (image / name).mkdir()
-    (image / name).chmod(0o755)
-    return Place(mark, user, name, image / name, disk / name)
 
 
 # --- set-id files and devices ---

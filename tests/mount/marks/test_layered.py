@@ -9,7 +9,7 @@ from typing import NamedTuple
 import pytest
 
 from harness import Layers, run, wait_until
-from harness.marks import Container, Marked, container, hidden_directory, marked
+from harness.marks import Container, Marked, container, hidden_directory, marked, named
 
 SOON = 5.0
 
@@ -29,9 +29,8 @@ def shared(request: pytest.FixtureRequest) -> Iterator[Shared]:
     (layers.lower / "file").write_text("lower\n")
     (layers.lower / "d").mkdir()
     (layers.lower / "d/inside").write_text("inside\n")
-    options = f"lowerdir={layers.lower}", f"upperdir={layers.upper}", f"workdir={layers.work}", request.param
     with ExitStack() as stack:
-        mark = stack.enter_context(marked(*options, source=layers.base))
+        mark = stack.enter_context(marked(*named(layers), request.param, source=layers.base))
         one, other = (stack.enter_context(container((0, first, 65536))) for first in (100000, 300000))
         for user in (one, other):
             user.mount(mark.path)

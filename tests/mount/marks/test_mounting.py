@@ -4,7 +4,6 @@ import os
 import stat
 import subprocess
 import time
-from collections.abc import Iterator
 from itertools import groupby
 from pathlib import Path
 
@@ -12,19 +11,6 @@ import pytest
 
 from harness import wait_until
 from harness.marks import FIRST, Container, Marked, container, marked
-
-
-@pytest.fixture
-def mark() -> Iterator[Marked]:
-    with marked() as made:
-        yield made
-
-
-@pytest.fixture
-def user(mark: Marked) -> Iterator[Container]:
-    """Whose namespaces were made after the mark, which he sees."""
-    with container() as made:
-        yield made
 
 
 def test_ids_inside_are_the_ids_on_disk(mark: Marked, user: Container) -> None:

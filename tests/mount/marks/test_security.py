@@ -4,25 +4,21 @@ import errno
 import os
 import stat
 import struct
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 
 from harness import SHIFTFS, Argument, Caller, Layers, UserNamespace, as_user, errno_of, open_directory, run
 from harness.calls import FS_APPEND, FS_IMMUTABLE, FS_NOATIME, RENAME_EXCHANGE, get_flags, renameat2, set_flags
-from harness.marks import USER, Container, Marked, container, hidden_directory, marked
+from harness.inside import Place
+from harness.marks import USER, container, hidden_directory, marked, named
 
 NAME = "security.capability"
 CAPABILITY = struct.pack("<5I", 0x02000001, 1 << 10, 0, 0, 0)
 UNKNOWN = 70000
 """An id on disk that no container here has."""
-
-
-def named(layers: Layers) -> str:
-    return f"lowerdir={layers.lower},upperdir={layers.upper},workdir={layers.work}"
 
 
 # --- who may mark, and what ---
@@ -70,12 +66,12 @@ def test_an_exposed_upper_is_marked_on_request_alone(exposed: Path, tmp_path: Pa
     target = tmp_path / "target"
     target.mkdir()
     layers = Layers(exposed)
-    refused("-o", f"mark,{named(layers)}", target, reason=f"{layers.upper}: set-id files that others make")
-    with marked("allow_exposed", named(layers)):
+    refused("-o", ",".join(["mark", *named(layers)]), target, reason=f"{layers.upper}: set-id files that others make")
+    with marked("allow_exposed", *named(layers)):
         pass
     hidden = Layers(hidden_directory())
     hidden.lowers = layers.lowers
-    with marked(named(hidden)), marked(f"lowerdir={layers.lower}:{hidden.upper}"):
+    with marked(*named(hidden)), marked(f"lowerdir={layers.lower}:{hidden.upper}"):
         pass
 
 
@@ -175,78 +171,6 @@ def test_what_is_read_only_stays_so_whatever_the_flags_of_the_mount(whose: str) 
         assert user.shell("cat file; ls") == "contentdirectory\nfile\n"
     after = (source / "file").stat()
     assert before[:7] == after[:7] and after.st_ctime_ns == before.st_ctime_ns
-
-
-# --- what is done inside ---
-
-
-class Place(NamedTuple):
-    """A directory on a mount of a mark. `image`: where a file is put that is to be there before; `disk`: where what is
-    changed ends up, the same unless there are layers."""
-
-    mark: Marked
-    user: Container
-    name: str
-    image: Path
-    disk: Path
-
-    def seen_by(self, user: Container) -> Path:
-        """The way to it for a call by root of a container."""
-        return Path(f"/proc/{user.pid}/root{user.target}/{self.name}")
-
-    @property
-    def path(self) -> Path:
-        return self.seen_by(self.user)
-
-    @property
-    def has_layers(self) -> bool:
-        return self.disk != self.image
-
-    def stored(self, name: str) -> Path:
-        up = self.disk / name
-        return up if os.path.lexists(up) else self.image / name
-
-    def put(self, name: str, content: bytes = b"content", mode: int = 0o644) -> Path:
-        """A file of the image's; where it shows inside."""
-        path = self.image / name
-        path.write_bytes(content)
-        path.chmod(mode)
-        return self.path / name
-
-    def as_root(self, call: Callable[..., Any], *args: Any) -> Any:
-        """What a call returns or raises that container root makes."""
-        return Caller(0, 0, namespace=UserNamespace(self.user.pid))(call, *args)
-
-    def ends(self, call: Callable[..., Any], *args: Any) -> int:
-        """The errno of such a call; 0 if it succeeds."""
-        return errno_of(lambda: self.as_root(call, *args))
-
-    def shell(self, script: str, user: Container | None = None, uid: int = 0) -> str:
-        return (user or self.user).shell(f"cd {self.name}\n{script}", uid=uid)
-
-
-@pytest.fixture(scope="module", params=["directory", "layers"])
-def ground(request: pytest.FixtureRequest, area: Path) -> Iterator[tuple[Marked, Container, Path, Path]]:
-    with ExitStack() as stack:
-        if request.param == "directory":
-            mark = stack.enter_context(marked())
-            image = disk = mark.source
-        else:
-            layers = Layers(hidden_directory())
-            mark = stack.enter_context(marked(named(layers)))
-            image, disk = layers.lower, layers.upper
-        user = stack.enter_context(container())
-        user.mount(mark.path)
-        yield mark, user, image, disk
-
-
-@pytest.fixture
-def place(ground: tuple[Marked, Container, Path, Path]) -> Place:
-    mark, user, image, disk = ground
-    name = f"place{len(os.listdir(image))}"
-    (image / name).mkdir()
-    (image / name).chmod(0o755)
-    return Place(mark, user, name, image / name, disk / name)
 
 
 # --- attributes that others go by ---

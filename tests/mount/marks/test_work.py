@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from harness import Layers, open_directory, run
-from harness.marks import Container, container, hidden_directory, marked
+from harness.marks import Container, container, hidden_directory, marked, named
 
 OWNERS = {"root": (0, 0), "daemon": (1, 1), "www": (33, 33), "last": (65534, 65534)}
 
@@ -21,8 +21,7 @@ def place(request: pytest.FixtureRequest) -> Iterator[tuple[Container, Path]]:
         source = hidden_directory()
         if request.param == "layered":
             layers = Layers(source)
-            options = f"lowerdir={layers.lower}", f"upperdir={layers.upper}", f"workdir={layers.work}"
-            mark = stack.enter_context(marked(*options, source=source))
+            mark = stack.enter_context(marked(*named(layers), source=source))
             real = layers.upper
         else:
             mark = stack.enter_context(marked(source=source))

@@ -1,0 +1,49 @@
+"""A mark and somebody who has mounted it, for tests in this directory."""
+
+import os
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from harness import Layers
+from harness.inside import Place
+from harness.marks import Container, Marked, container, hidden_directory, marked, named
+
+
+@pytest.fixture
+def mark() -> Iterator[Marked]:
+    with marked() as made:
+        yield made
+
+
+@pytest.fixture
+def user(mark: Marked) -> Iterator[Container]:
+    """Whose namespaces were made after the mark, which he sees."""
+    with container() as made:
+        yield made
+
+
+@pytest.fixture(scope="module", params=["directory", "layers"])
+def ground(request: pytest.FixtureRequest, area: Path) -> Iterator[tuple[Marked, Container, Path, Path]]:
+    with ExitStack() as stack:
+        if request.param == "directory":
+            mark = stack.enter_context(marked())
+            image = disk = mark.source
+        else:
+            layers = Layers(hidden_directory())
+            mark = stack.enter_context(marked(*named(layers)))
+            image, disk = layers.lower, layers.upper
+        user = stack.enter_context(container())
+        user.mount(mark.path)
+        yield mark, user, image, disk
+
+
+@pytest.fixture
+def place(ground: tuple[Marked, Container, Path, Path]) -> Place:
+    mark, user, image, disk = ground
+    name = f"place{len(os.listdir(image))}"
+    (image / name).mkdir()
+    (image / name).chmod(0o755)
+    return Place(mark, user, name, image / name, disk / name)
