@@ -66,12 +66,22 @@ class RealFile:
             return lambda: None
         first, last = max(start, found[0][0]), min(end, found[0][1])
         waiting = Descriptor(self._open(os.O_RDONLY), os.close)
-        return lambda: locks.set_range(waiting.fd, first, last, kind, wait=True)
+
+        def wait() -> None:
+            locks.set_range(waiting.fd, first, last, kind, wait=True)
+            locks.set_range(waiting.fd, first, last, NONE)  # it is to be free when it is looked at
+
+        return wait
 
     def waiting_for_whole(self, kind: int) -> Callable[[], object]:
         """flock(2) lets go of what its description has before it waits: so this is another."""
         waiting = Descriptor(self._open(os.O_RDONLY), os.close)
-        return lambda: locks.set_whole(waiting.fd, kind, wait=True)
+
+        def wait() -> None:
+            locks.set_whole(waiting.fd, kind, wait=True)
+            locks.set_whole(waiting.fd, NONE)  # not only when this descriptor closes: that may be later
+
+        return wait
 
     def _expressed(self, kind: int) -> int:
         return READ if kind == WRITE and not self._is_writable else kind
