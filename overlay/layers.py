@@ -9,6 +9,7 @@ import os
 from typing import Final
 
 from shiftfs.descriptors import Descriptors
+from shiftfs.sys import privileges
 from shiftfs.tree import Attributes, Descriptor, RealKey
 
 from . import xattrs
@@ -104,5 +105,4 @@ class Layers:
 
 def is_root_of_all() -> bool:
     """Are we root, and in no user namespace?"""
-    with open("/proc/self/uid_map") as lines:
-        return os.geteuid() == 0 and [line.split() for line in lines] == [["0", "0", "4294967295"]]
+    return os.geteuid() == 0 and privileges.in_initial_namespace()

@@ -13,7 +13,7 @@ import syslog
 import traceback
 from collections.abc import Sequence
 from functools import partial
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from . import mount, status
 from .daemon import Daemon, tell_service_manager
@@ -22,8 +22,6 @@ from .locks.places import Places, files_of, opener
 from .locks.real import RealFile
 from .locks.table import Locks
 from .loop import INTERRUPTING, Loop
-from .mark import client, marking
-from .mark.marking import Marking
 from .mount import MountError
 from .opening import open_tree, raise_descriptor_limit, show_sizes_that_lie, stay_within_quota
 from .ops.control import REPORTS
@@ -37,6 +35,9 @@ from .shift.idmap import IDENTITY
 from .sys import mounts, privileges
 from .sys.mountinfo import MountInfo
 from .tree import Descriptor, Tree
+
+if TYPE_CHECKING:  # a mount that is no mark need not wait for what makes marks
+    from .mark.marking import Marking
 
 _MAX_WRITE: Final = 1 << 20
 """Bytes; the kernel takes no more than 256 pages unless told to (fs.fuse.max_pages_limit)."""
@@ -72,10 +73,16 @@ def _main(argv: Sequence[str] | None) -> int:
         return 0
     users = None
     try:
-        if client.has_mounted(parsed, marking.is_initial(), _say):
-            return 0
+        is_initial = privileges.in_initial_namespace()
+        if parsed.mark or not is_initial:
+            from .mark import client
+
+            if client.has_mounted(parsed, is_initial, _say):
+                return 0
         mount.check(parsed)
         if parsed.mark:
+            from .mark import marking
+
             users = marking.check(parsed)
     except MountError as error:
         return _complain(str(error), 1)
@@ -150,8 +157,11 @@ class Mount:
         if options.mark:
             unlinked = bound  # the rest is for the mounts that are made of it
         self._tree, layers = open_tree(options, bound, unlinked, self._log if options.debug else _say_nothing)
-        self._marking = Marking(self._loop, options, self._tree, users, self._log) if options.mark else None
-        if self._marking is not None:
+        self._marking: Marking | None = None
+        if options.mark:
+            from .mark import marking
+
+            self._marking = marking.Marking(self._loop, options, self._tree, users, self._log)
             self._tree, _ = self._marking.tree.use()
         only_uids = frozenset({0, os.geteuid()}) if options.allow_root and os.geteuid() != 0 else None
         # What the kernel opens by itself, it opens for everybody: allow_root needs to be asked.
@@ -236,7 +246,7 @@ class Mount:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
             self._interpreter = Interpreter()
             if self._marking is not None:
-                marking.drop_privileges()
+                self._marking.drop_privileges()
             for note in self._options.notes if self._options.debug else ():
                 self._log(note)
             loop.run()
@@ -379,7 +389,11 @@ def _start_agent(options: MountOptions) -> Agent | None:
     if options.watch == "off" or not mounts.may_mount():
         return None
     try:
-        return Agent.start(drop=marking.drop_privileges if options.mark else None)
+        if not options.mark:
+            return Agent.start()
+        from .mark.marking import drop_privileges
+
+        return Agent.start(drop=drop_privileges)
     except OSError:
         return None
 

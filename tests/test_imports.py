@@ -62,7 +62,7 @@ RULES = {
     "mark.broker": "mark.protocol loop shift.idmap usermaps sys",
     "mark.client": "mark.protocol mount options reflect.agent_child sys",
     "mark.permanent": "mark.exposure layer sys",
-    "mark.serving": "mark runtime daemon interpreter loop mount opening options tree",
+    "mark.serving": "mark daemon interpreter layer loop mount opening options sys tree",
     "marks": "mark mount",
     "mark.telling": "inodes ops reflect.happening wire",
     "mark": "version mark channel inodes locks loop mount ops options reflect runtime session shift.idmap sys tree",

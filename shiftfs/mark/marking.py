@@ -6,6 +6,7 @@ Owns the tree's sharing, the hub through which these hear of each other, and the
 import os
 import pwd
 import resource
+import socket
 from collections.abc import Callable
 
 from .. import runtime
@@ -61,7 +62,7 @@ def most_mounts() -> int:
 def check(options: MountOptions) -> frozenset[int] | None:
     """Who may mount what is to be marked; None for everybody. Raises MountError for what must not be marked."""
     is_powerful = privileges.effective_capabilities() >> privileges.CAP_SYS_ADMIN & 1
-    if os.geteuid() != 0 or not is_powerful or not is_initial():
+    if os.geteuid() != 0 or not is_powerful or not privileges.in_initial_namespace():
         raise MountError("mark: needs root, with CAP_SYS_ADMIN in the initial user namespace; nothing was mounted")
     within = [path for path in (options.lowerdirs or (options.source,)) if path is not None and _is_in_mark(path)]
     if within:
@@ -92,12 +93,6 @@ def _taking(options: MountOptions) -> list[bytes]:
     return [options.source] if options.source is not None and not options.read_only else []
 
 
-def is_initial() -> bool:
-    """Are all ids ours?"""
-    with open("/proc/self/uid_map") as lines:
-        return [line.split() for line in lines] == [["0", "0", "4294967295"]]
-
-
 def _uid(user: str) -> int:
     try:
         return int(user) if user.isascii() and user.isdigit() else pwd.getpwnam(user).pw_uid
@@ -105,8 +100,21 @@ def _uid(user: str) -> int:
         raise MountError(f"mark_users: there is no user {user!r}; see getent passwd") from None
 
 
+def listening(name: str, otherwise: str) -> socket.socket:
+    """The socket of this name, where those who mount look for it. Raises MountError, which says what is so `otherwise`.
+    """
+    path = protocol.path(name)
+    try:
+        os.close(runtime.directory(protocol.DIRECTORY, is_public=True))
+        return listen(path)
+    except OSError as error:
+        raise MountError(f"{path}: {error.strerror}; {otherwise}") from None
+
+
 class Marking:
     """Of one mark."""
+
+    drop_privileges = staticmethod(drop_privileges)
 
     def __init__(
         self, loop: Loop, options: MountOptions, tree: Tree, users: frozenset[int] | None, log: Callable[[str], None]
@@ -134,12 +142,7 @@ class Marking:
         """Let others in, who find us by the number of the mark's filesystem. `unmounted` is called when nobody in our
         mount namespace has the mark any more; those who have mounted it have copies of it in theirs. Raises MountError.
         """
-        path = protocol.path(device)
-        try:
-            os.close(runtime.directory(protocol.DIRECTORY, is_public=True))
-            listener = listen(path)
-        except OSError as error:
-            raise MountError(f"{path}: {error.strerror}; nobody could mount the mark, and it is none") from None
+        listener = listening(device, "nobody could mount the mark, and it is none")
         self._ending = Ending(self._loop, device, unmounted)
         terms = Terms(self._users, most_mounts(), self.options)
         serve = self.serving(serves_open=serves_open, max_write=max_write, locks=locks)

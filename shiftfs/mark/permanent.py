@@ -10,7 +10,7 @@ import os
 import stat
 from typing import Final, NamedTuple
 
-from ..layer import FUSE
+from ..layer import FUSE, magic_link
 from ..sys import beneath, files
 from . import exposure
 
@@ -83,7 +83,7 @@ def find(path: bytes) -> tuple[int, Mark]:
 def _mark_of(fd: int, path: bytes) -> Mark:
     _refuse_strangers(fd)
     try:
-        mark = decode(os.getxattr(f"/proc/self/fd/{fd}", NAME))
+        mark = decode(os.getxattr(magic_link(fd), NAME))
     except OSError as error:
         if error.errno in (errno.ENODATA, errno.EOPNOTSUPP):
             raise NoMark("is not marked; let root run `shiftfsctl mark` on it") from None
@@ -105,11 +105,11 @@ def put(path: str, mark: Mark) -> None:
     fd = os.open(path, _DIRECTORY)
     try:
         _refuse_strangers(fd)
-        os.setxattr(f"/proc/self/fd/{fd}", NAME, mark.encode())
+        os.setxattr(magic_link(fd), NAME, mark.encode())
         _mark_of(fd, os.fsencode(os.path.realpath(path)))
     except NoMark:
         with contextlib.suppress(OSError):
-            os.removexattr(f"/proc/self/fd/{fd}", NAME)
+            os.removexattr(magic_link(fd), NAME)
         raise
     finally:
         os.close(fd)

@@ -11,16 +11,17 @@ import socket
 from collections.abc import Callable
 from functools import partial
 
-from .. import runtime
 from ..daemon import tell_service_manager
 from ..interpreter import Interpreter
+from ..layer import magic_link
 from ..loop import INTERRUPTING, Loop
 from ..mount import MountError
 from ..opening import open_tree, raise_descriptor_limit, stay_within_quota
 from ..options import MountOptions
+from ..sys import privileges
 from ..tree import Descriptor, RealKey
 from . import marking, permanent, protocol
-from .broker import Broker, Derived, Owner, Refused, Serve, Tell, Terms, listen
+from .broker import Broker, Derived, Owner, Refused, Serve, Tell, Terms
 from .marking import Marking
 
 _FIRST_PASSED = 3
@@ -107,7 +108,7 @@ class Server:
         key = (found.st_dev, found.st_ino, 0, 0)
         known = self._trees.get(key)
         if known is None:
-            known = self._trees[key] = self._open(b"/proc/self/fd/%d" % directory.fd, path)
+            known = self._trees[key] = self._open(magic_link(directory.fd), path)
         return known.serve(fd, owner, options, tell)
 
     def _open(self, source: bytes, path: bytes) -> "_Tree":
@@ -127,17 +128,12 @@ def _listener() -> tuple[socket.socket, bool]:
     """What the service manager has opened for us, or our own; and is it that? Raises MountError."""
     if os.environ.get("LISTEN_PID") == str(os.getpid()) and os.environ.get("LISTEN_FDS") == "1":
         return socket.socket(fileno=_FIRST_PASSED), False
-    path = protocol.path(protocol.PERMANENT)
-    try:
-        os.close(runtime.directory(protocol.DIRECTORY, is_public=True))
-        return listen(path), True
-    except OSError as error:
-        raise MountError(f"{path}: {error.strerror}; marked directories cannot be served") from None
+    return marking.listening(protocol.PERMANENT, "marked directories cannot be served"), True
 
 
 def check() -> None:
     """Raises MountError for who may not serve."""
-    if os.geteuid() != 0 or not marking.is_initial():
+    if os.geteuid() != 0 or not privileges.in_initial_namespace():
         raise MountError("serve: needs root, in the initial user namespace")
     if resource.getrlimit(resource.RLIMIT_NOFILE)[1] < 1024:
         raise MountError("serve: needs 1024 descriptors at least (ulimit -Hn)")

@@ -63,6 +63,12 @@ def keep_capabilities_over_setfsuid() -> bool:
     return bits >= 0 and _prctl(_PR_SET_SECUREBITS, bits | _NO_SETUID_FIXUP, 0, 0, 0) == 0
 
 
+def in_initial_namespace() -> bool:
+    """Are all ids ours (user_namespaces(7))?"""
+    with open("/proc/self/uid_map") as lines:
+        return [line.split() for line in lines] == [["0", "0", "4294967295"]]
+
+
 def effective_capabilities() -> int:
     """The thread's effective set as a bit mask."""
     return _read_capabilities()[0]
