@@ -16,6 +16,9 @@ PYTHON := $(VENV)/bin/python
 PREFIX ?= /opt/shiftfs
 BINDIR ?= /usr/local/bin
 
+# How many processes share the tests: most of a test is waiting.
+WORKERS ?= 3
+
 CHECKED := $(wildcard shiftfs overlay tests bench docs/demo.py)
 
 .PHONY: demo test check bench install clean
@@ -28,7 +31,7 @@ demo:
 
 test: check
 	@.ci/packages $(TEST_PACKAGES)
-	$(PYTHON) -P -m pytest $(PYTEST_ARGS)
+	$(PYTHON) -P -m pytest --numprocesses=$(WORKERS) --dist=loadscope $(PYTEST_ARGS)
 
 check:
 	@.ci/packages $(RUN_PACKAGES)

@@ -18,9 +18,26 @@ from harness.watchdog import Watchdog
 # Seconds after the limit of pytest-timeout, which ends whatever still heeds a signal.
 WATCHDOG_DELAY = 10.0
 
+FUSE = Path("/dev/fuse")
+FUSE_MODE = pytest.StashKey[int]()
+
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "root: needs root; so does, without the mark, all in tests/mount")
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """Every user may open /dev/fuse during the run, as on an ordinary machine; among several processes that share the
+    tests, it is the first that sees to it."""
+    if os.geteuid() == 0 and not hasattr(session.config, "workerinput"):
+        session.config.stash[FUSE_MODE] = FUSE.stat().st_mode & 0o7777
+        FUSE.chmod(0o666)
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    mode = session.config.stash.get(FUSE_MODE, None)
+    if mode is not None:
+        FUSE.chmod(mode)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -98,15 +115,3 @@ def tmp_path(area: Path) -> Iterator[Path]:
     path = open_directory("tmp-")
     yield path
     shutil.rmtree(path)
-
-
-@pytest.fixture
-def fuse_for_users() -> Iterator[None]:
-    """Lets every user open /dev/fuse during the test, as on an ordinary machine. Needs root."""
-    device = Path("/dev/fuse")
-    mode = device.stat().st_mode & 0o7777
-    device.chmod(0o666)
-    try:
-        yield
-    finally:
-        device.chmod(mode)

@@ -61,7 +61,7 @@ class Mount:
         heard = [-1]
 
         def nothing_new() -> bool:
-            status = json.loads(ask(str(self.path), "status"))  # as one who waits often
+            status = self.status()
             before, heard[0] = heard[0], status["journal"]["total"]
             return status["live"] is None or (heard[0] == before and status["live"]["waiting"] == 0)
 
@@ -73,9 +73,12 @@ class Mount:
         return Counter({name: int(value["count"]) for name, value in counts.items()})
 
     def _ask(self, command: str) -> dict[str, Any]:
-        # As the one who mounted it: a user's mount admits nobody else, not even root.
-        args: list[Argument] = [*_prefix(self.user), *SHIFTFSCTL, command, self.path, "--json"]
-        answer: dict[str, Any] = json.loads(run(args, limit=EXIT_LIMIT).stdout)
+        if self.user is None:
+            text = ask(str(self.path), command)
+        else:  # a user's mount admits nobody else, not even root
+            args: list[Argument] = [*_prefix(self.user), *SHIFTFSCTL, command, self.path, "--json"]
+            text = run(args, limit=EXIT_LIMIT).stdout
+        answer: dict[str, Any] = json.loads(text)
         return answer
 
 

@@ -115,7 +115,7 @@ BAD = {
 
 @pytest.mark.parametrize("name", BAD)
 @pytest.mark.parametrize("foreground", [False, True], ids=["daemon", "foreground"])
-def test_bad_words(here: Path, name: str, foreground: bool, fuse_for_users: None) -> None:
+def test_bad_words(here: Path, name: str, foreground: bool) -> None:
     bad = BAD[name]
     prefix = user_prefix(DAEMON) if bad.user else []
     command = [*prefix, *SHIFTFS, *(["-f"] if foreground else []), *bad.words]
@@ -167,7 +167,7 @@ workdir={{here}}/secret/work {os.path.dirname(FUSERMOUNT)}
 
 
 @pytest.mark.parametrize("name", LACKS)
-def test_what_the_machine_lacks(here: Path, name: str, fuse_for_users: None) -> None:
+def test_what_the_machine_lacks(here: Path, name: str) -> None:
     lack = LACKS[name]
     command = [*(user_prefix(DAEMON) if lack.user else []), *SHIFTFS]
     command += [*(["-o", lack.options] if lack.options else []), "source", "mountpoint"]

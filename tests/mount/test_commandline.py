@@ -51,7 +51,7 @@ def source(tmp_path: Path) -> Path:
         ("#a=b ümläut", "#a=b ümläut", None),
     ],
 )
-def test_fsname(source: Path, given: str, shown: str, user: int | None, fuse_for_users: None) -> None:
+def test_fsname(source: Path, given: str, shown: str, user: int | None) -> None:
     with mounted(source, None, f"fsname={given}", user=user) as mount:
         assert (mount.entry.source, mount.entry.kind) == (shown, "fuse.shiftfs")
         assert mount.status()["options"]["fsname"] == shown
@@ -111,7 +111,7 @@ def test_flags_show(source: Path, given: str, there: set[str], absent: set[str])
         assert not absent & flags(mount.path)
 
 
-def test_users_have_no_set_id_and_no_devices(source: Path, fuse_for_users: None) -> None:
+def test_users_have_no_set_id_and_no_devices(source: Path) -> None:
     with mounted(source, None, "suid", "dev", user=DAEMON) as mount:
         assert {"nosuid", "nodev", "noatime"} <= flags(mount.path)
 
@@ -173,7 +173,7 @@ def test_who_is_let_in(source: Path, option: str, uid: int, expected: int) -> No
         assert errno_of(lambda: Caller(uid, uid)((mount.path / "file").read_text)) == expected
 
 
-def test_a_users_mount_is_the_users(source: Path, fuse_for_users: None) -> None:
+def test_a_users_mount_is_the_users(source: Path) -> None:
     with mounted(source, user=DAEMON) as mount:
         assert Caller(DAEMON, DAEMON)((mount.path / "file").read_text) == "content"
         for uid in (0, 5555):

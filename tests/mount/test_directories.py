@@ -123,7 +123,7 @@ def test_two_readers_do_not_disturb_each_other(place: Place) -> None:
         assert Counter(seen_two + names(all_dirents(two))) == made
 
 
-def test_a_directory_that_may_be_read_and_not_searched(tmp_path: Path, fuse_for_users: None) -> None:
+def test_a_directory_that_may_be_read_and_not_searched(tmp_path: Path) -> None:
     """Its names are to be had, natively and on a mount of its owner, who has no right to pass over modes."""
     source = tmp_path / "source"
     (source / "closed").mkdir(parents=True)

@@ -123,7 +123,7 @@ BAD = {
 
 @pytest.mark.parametrize("name", BAD)
 @pytest.mark.parametrize("foreground", [False, True], ids=["daemon", "foreground"])
-def test_bad_layers(here: Path, name: str, foreground: bool, fuse_for_users: None) -> None:
+def test_bad_layers(here: Path, name: str, foreground: bool) -> None:
     bad = BAD[name]
     before = read_tree(here / "work"), read_tree(here / "upper"), read_tree(here / "lower0")
     prefix = user_prefix(DAEMON) if bad.user else []

@@ -36,7 +36,7 @@ def test_over_its_own_source(source: Path) -> None:
     assert (source / "file").stat().st_uid == 0
 
 
-def test_by_an_ordinary_user(source: Path, fuse_for_users: None) -> None:
+def test_by_an_ordinary_user(source: Path) -> None:
     user = pwd.getpwnam("daemon").pw_uid
     with mounted(source, user=user) as mount:
         assert Path(f"/proc/{mount.pid}").stat().st_uid == user

@@ -141,7 +141,7 @@ def test_who_has_it_open(seen_layers: Layers, ghost: str) -> None:
 
 
 @pytest.mark.parametrize("ghost", ["keep", "drop"])
-def test_in_a_user_namespace(seen_layers: Layers, fuse_for_users: None, ghost: str) -> None:
+def test_in_a_user_namespace(seen_layers: Layers, ghost: str) -> None:
     write_tree(seen_layers.lower, LOWER)
     (seen_layers.base / "mnt").mkdir()
     run(["chown", "-hR", "100000:100000", seen_layers.base])

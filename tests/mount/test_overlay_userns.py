@@ -38,7 +38,7 @@ BELOW: Tree = {"dir": {"two": b"2", "gone": b""}}
 
 
 @pytest.fixture
-def namespace(fuse_for_users: None) -> Iterator[UserNamespace]:
+def namespace() -> Iterator[UserNamespace]:
     with user_namespace((0, FIRST, 65536)) as namespace:
         yield namespace
 

@@ -145,7 +145,7 @@ def test_a_file_is_found_by_its_handle_when_the_way_to_it_is_gone(tmp_path: Path
     assert (source / "new" / "file").stat().st_mode & 0o777 == 0o600
 
 
-def test_a_user_writes_to_what_is_created_unwritable(tmp_path: Path, fuse_for_users: None) -> None:
+def test_a_user_writes_to_what_is_created_unwritable(tmp_path: Path) -> None:
     user = 1
     source = tmp_path / "source"
     source.mkdir()

@@ -256,7 +256,7 @@ def test_beside_a_mount_whose_type_is_not_text(source: Path, place: Path) -> Non
 # --- by others than root ---
 
 
-def test_by_a_user(source: Path, fuse_for_users: None) -> None:
+def test_by_a_user(source: Path) -> None:
     os.chown(source, DAEMON, DAEMON)
     with mounted(source, user=DAEMON) as mount:
         script = "cd $0; cat directory/old; mkdir new; echo x >new/file; ls new; mv new/file ."
@@ -265,7 +265,7 @@ def test_by_a_user(source: Path, fuse_for_users: None) -> None:
     assert owner(source / "file") == (DAEMON, DAEMON)
 
 
-def test_by_a_user_over_its_own_source(source: Path, fuse_for_users: None) -> None:
+def test_by_a_user_over_its_own_source(source: Path) -> None:
     """Which is not inside it: the process goes by what it has opened before."""
     os.chown(source, DAEMON, DAEMON)
     with mounted(source, source, user=DAEMON):
@@ -273,7 +273,7 @@ def test_by_a_user_over_its_own_source(source: Path, fuse_for_users: None) -> No
         assert Caller(DAEMON, DAEMON)(os.listdir, source) == ["directory"]
 
 
-def test_by_a_user_with_a_map(source: Path, fuse_for_users: None) -> None:
+def test_by_a_user_with_a_map(source: Path) -> None:
     """Who may not act as others creates as himself alone: anybody else's file would have the wrong owner."""
     os.chown(source, DAEMON, DAEMON)
     with mounted(source, None, f"uidmapping={DAEMON}:{DAEMON}:1:0:5000:1", user=DAEMON) as mount:
@@ -286,7 +286,7 @@ def test_by_a_user_with_a_map(source: Path, fuse_for_users: None) -> None:
     assert sorted(os.listdir(source)) == ["directory", "mine"]
 
 
-def test_in_a_user_namespace(source: Path, place: Path, fuse_for_users: None) -> None:
+def test_in_a_user_namespace(source: Path, place: Path) -> None:
     """An unprivileged user, root of a namespace that maps it alone."""
     os.chown(source, DAEMON, DAEMON)
     script = """
@@ -302,7 +302,7 @@ def test_in_a_user_namespace(source: Path, place: Path, fuse_for_users: None) ->
     assert owner(source / "own") == (DAEMON, DAEMON)
 
 
-def test_in_a_user_namespace_with_ranges(source: Path, place: Path, fuse_for_users: None) -> None:
+def test_in_a_user_namespace_with_ranges(source: Path, place: Path) -> None:
     """As rootless container engines have it: the daemon is root of the namespace and may act as its users."""
     for path, number in ((source, 300000), (source / "directory", 300005), (place, 300000)):
         os.chown(path, number, number)

@@ -256,7 +256,7 @@ def test_in_the_midst_of_reflecting(source: Path, place: Path, end: int | str, a
 
 
 @pytest.fixture
-def namespace(fuse_for_users: None) -> Iterator[UserNamespace]:
+def namespace() -> Iterator[UserNamespace]:
     with user_namespace() as namespace:
         yield namespace
 
@@ -365,7 +365,7 @@ def test_nobody_changes_what_is_read_only(source: Path, tmp_path: Path, option: 
     assert listing(source) == before
 
 
-def test_a_user_who_cannot_make_it_so(source: Path, fuse_for_users: None) -> None:
+def test_a_user_who_cannot_make_it_so(source: Path) -> None:
     """By fusermount3: the whole filesystem is."""
     with mounted(source, None, "ro", user=1) as mount:
         shown = [line.split() for line in Path("/proc/self/mountinfo").read_text().splitlines()]

@@ -141,7 +141,7 @@ def test_unmounting_ends_the_process(source: Path, place: Path, command: list[st
     place.rename(place.with_name("moved"))
 
 
-def test_a_user_unmounts_his_own(source: Path, fuse_for_users: None) -> None:
+def test_a_user_unmounts_his_own(source: Path) -> None:
     with mounted(source, user=DAEMON) as mount:
         as_user(DAEMON, ["fusermount3", "-u", mount.path])
         assert not is_mounted(mount.path)
