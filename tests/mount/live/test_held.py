@@ -9,6 +9,7 @@ import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -139,7 +140,9 @@ def test_a_program_runs_as_soon_as_it_is_there(some: Behind) -> None:
             program.write_bytes(content)
             program.chmod(0o755)
             time.sleep(number % 15 / 1000)
-            subprocess.run([place.shown / program.name], check=True)
+            shown = place.shown / program.name
+            wait_until(partial(os.access, shown, os.X_OK), "its mode", LIMIT)
+            subprocess.run([shown], check=True)
         wanted = {f"program{number}" for number in range(150)}
 
         def closed(streams: Streams) -> set[str]:
