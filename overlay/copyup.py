@@ -34,13 +34,17 @@ _SLOW: Final = 1.0
 
 
 class CopyUp:
-    """Of one mount. `metacopy`: metadata may come up without the content."""
+    """Of one mount. `metacopy`: metadata may come up without the content. `any_owner`: whoever owns a copy, it shows as
+    the same."""
 
-    def __init__(self, layers: Layers, lookup: Lookup, work: WorkDirectory, metacopy: bool) -> None:
+    def __init__(
+        self, layers: Layers, lookup: Lookup, work: WorkDirectory, metacopy: bool, any_owner: bool = False
+    ) -> None:  # fmt: skip
         self._layers = layers
         self._lookup = lookup
         self._work = work
         self._metacopy = metacopy and bool(work.prefix)
+        self._any_owner = any_owner
         self._ids = metadata.Ids()
         self._copies: dict[Copy, Entry] = {}
         self._unfinished: list[Entry] = []
@@ -108,7 +112,7 @@ class CopyUp:
         lower = entry.lowers[0]
         attributes = self._changeable(lower)
         with self._temporary(lambda name, work: os.mkdir(name, 0o700, dir_fd=work)) as (name, made):
-            metadata.copy(lower.fd, made.fd, attributes)
+            metadata.copy(lower.fd, made.fd, attributes, self._any_owner)
             self._note_origin(entry, lower, made.fd)
             self._publish(entry, made, partial(self._move, name))
         self._lookup.identities.add(entry)
@@ -118,7 +122,7 @@ class CopyUp:
         lower = entry.lowers[0]
         attributes = self._changeable(lower)
         with self._temporary(partial(_make_special, lower, attributes)) as (name, made):
-            metadata.copy(lower.fd, made.fd, attributes)
+            metadata.copy(lower.fd, made.fd, attributes, self._any_owner)
             self._note_origin(entry, lower, made.fd, attributes.nlink)
             self._publish(entry, made, partial(self._move, name), attributes.nlink)
         self._let_go(entry)
@@ -156,7 +160,7 @@ class CopyUp:
                 os.ftruncate(made.fd, attributes.size)
             elif wanted:
                 yield from self._copied(entry, made, wanted, stopped)
-            metadata.copy(lower.fd, made.fd, attributes)
+            metadata.copy(lower.fd, made.fd, attributes, self._any_owner)
             self._note_origin(entry, lower, made.fd, attributes.nlink)
             publish = partial(self._link, made) if name is None else partial(self._move, name)
             self.on_copy(entry, made.fd)
@@ -205,7 +209,8 @@ class CopyUp:
     def _changeable(self, lower: Real) -> Attributes:
         attributes = self._layers.attributes(lower)
         metadata.check_changeable(attributes)
-        self._ids.check(lower.fd, attributes)
+        if not self._any_owner:
+            self._ids.check(lower.fd, attributes)
         return attributes
 
     @contextlib.contextmanager

@@ -79,10 +79,14 @@ def check_changeable(attributes: Attributes) -> None:
         raise OSError(errno.EPERM, os.strerror(errno.EPERM))
 
 
-def copy(source: int, target: int, attributes: Attributes) -> None:
+def copy(source: int, target: int, attributes: Attributes, any_owner: bool = False) -> None:
     """All of it: `attributes` are the source's. The owner first, since chown(2) clears set-id bits and capabilities;
-    ACLs before the mode that they are part of; times last."""
-    files.change_owner(target, attributes.uid, attributes.gid)
+    ACLs before the mode that they are part of; times last. `any_owner`: one whom we may not make it stays away."""
+    try:
+        files.change_owner(target, attributes.uid, attributes.gid)
+    except OSError as error:
+        if not any_owner or error.errno not in (errno.EPERM, errno.EINVAL):  # EINVAL: nobody in our user namespace
+            raise
     left = copy_xattrs(source, target)
     if not stat.S_ISLNK(attributes.mode):
         mode = stat.S_IMODE(attributes.mode)

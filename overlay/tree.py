@@ -12,7 +12,7 @@ from shiftfs import layer as real
 from shiftfs.descriptors import is_directory, path_of
 from shiftfs.layer import magic_link
 from shiftfs.sys import files
-from shiftfs.tree import Attributes, Change, Descriptor, Listed, LockFile, RealKey, Space, Steps, Work
+from shiftfs.tree import WHOLE, Attributes, Change, Descriptor, Listed, LockFile, RealKey, Space, Steps, View, Work
 
 from . import merge, metadata, xattrs
 from .copyup import CopyUp
@@ -33,10 +33,10 @@ _new = tuple.__new__
 class _Writing:
     """What there is only with an upper."""
 
-    def __init__(self, layers: Layers, lookup: Lookup, redirect_dir: str, metacopy: bool) -> None:
+    def __init__(self, layers: Layers, lookup: Lookup, redirect_dir: str, metacopy: bool, any_owner: bool) -> None:
         assert layers.work is not None
         self.work = layers.work
-        self.copies = CopyUp(layers, lookup, self.work, metacopy)
+        self.copies = CopyUp(layers, lookup, self.work, metacopy, any_owner)
         self.names = Mutation(layers, lookup, self.work, self.copies)
         self.renaming = Renaming(layers, lookup, self.work, self.names, redirect_dir == "on")
 
@@ -58,10 +58,13 @@ class OverlayTree:
 
     def __init__(
         self, stack: Stack, bound: int, unlinked: int = 1024, *, redirect_dir: str = "on", metacopy: bool = False,
-        noatime: bool = True, nodiratime: bool = True, ghost: str = "keep",
+        noatime: bool = True, nodiratime: bool = True, ghost: str = "keep", view: View = WHOLE, narrow: bool = False,
+        any_owner: bool = False,
     ) -> None:  # fmt: skip
         """`bound` and `unlinked` as for SourceTree. `redirect_dir`: on, off, follow or nofollow, as the kernel's.
-        `ghost`: keep or drop directories of the upper whose lower ones have disappeared."""
+        `ghost`: keep or drop directories of the upper whose lower ones have disappeared. `narrow`: inode numbers have
+        32 bits. `any_owner`: who owns what is copied up is not seen, so it may be we."""
+        self.view = view
         self._layers = layers = Layers(stack, bound, unlinked, noatime)
         self._lookup = Lookup(layers, follows=redirect_dir != "nofollow", drops=ghost == "drop")
         self._identities = self._lookup.identities
@@ -70,9 +73,9 @@ class OverlayTree:
         self.concerns, self.refresh_root = visible.concerns, layers.refresh_roots
         self.tells_changes, self.keys_of, self.came_from = visible.tells_changes, visible.keys_of, visible.came_from
         self.lists_anew, self.listing_changed = visible.lists_anew, visible.listing_changed
-        self._writing = _Writing(layers, self._lookup, redirect_dir, metacopy) if stack.work else None
+        self._writing = _Writing(layers, self._lookup, redirect_dir, metacopy, any_owner) if stack.work else None
         self._noatime = os.O_NOATIME if nodiratime else 0
-        self._numbers = Numbers(one.device for one in stack.layers)
+        self._numbers = Numbers((one.device for one in stack.layers), narrow)
         self.volatile = stack.work is not None and stack.work.volatile
         if self._writing is not None:
             self._writing.names.sweep_index()

@@ -112,6 +112,8 @@ owners:
   gidmapping=MAP      groups likewise; whichever is not given stays as it is
   userns=PID|PATH     both maps from a user namespace
   subid=USER          both maps from /etc/subuid and /etc/subgid: root is USER, the others its ranges
+  squash_to_root      show everything as root's
+  squash_to_uid=UID   show everything as this user's; with squash_to_gid=GID, as this group's
 
 marks:
   mark                let others mount it in their own user namespaces, as root there; this mount is root's alone
@@ -144,6 +146,10 @@ behaviour:
   sync, async         write through to the disk at once, or not (default)
   dirsync             likewise for changes of directories
   max_write=BYTES     the largest write request, 131072 to 1048576; 0 (default) leaves it to the program
+  noacl               neither show access control lists nor go by them
+  noxattrs=0|1        there are extended attributes (0, default), or none (1)
+  static_nlink        one link for each directory, whatever it has
+  ino32_t             inode numbers of 32 bits, which may not be unique
   fsname=NAME         what /proc/mounts shows as the source
   subtype=NAME        what it shows as the type, after "fuse." (default shiftfs)
   context=, fscontext=, defcontext=, rootcontext=CONTEXT
@@ -152,5 +158,5 @@ behaviour:
 
 Words that fstab(5) has for mount(8) alone are accepted. So are, with no effect, for callers that give them:
 threaded, fsync, fast_ino, fast_ino_check, writeback, plugins, splice_write, splice_read, splice_move,
-kernel_cache, private, lazytime, xino.
+kernel_cache, private, lazytime, xino=off|auto|on.
 """

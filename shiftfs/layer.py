@@ -228,6 +228,11 @@ def list_names(fd: int, noatime: int = os.O_NOATIME) -> list[tuple[bytes, int, i
         os.close(opened)
 
 
+def narrowed(number: int) -> int:
+    """An inode number in 32 bits (`ino32_t`): the same where it has no more, else perhaps another's too."""
+    return (number ^ number >> 32) & 0xFFFFFFFF or 0xFFFFFFFF
+
+
 def change(fd: int, wanted: Change) -> None:
     """Apply a setattr to the inode behind an O_PATH descriptor: owner first, as chown(2) clears set-id bits."""
     if wanted.uid is not None or wanted.gid is not None:

@@ -14,7 +14,7 @@ from .options import MountOptions
 from .source import SourceTree
 from .sys import privileges
 from .sys.mountinfo import listed
-from .tree import Tree
+from .tree import Tree, View
 
 _DESCRIPTORS: Final = 16384
 _SPARE_DESCRIPTORS: Final = 256
@@ -30,8 +30,15 @@ def open_tree(
         layer = Layer(options.source)
     except OSError as error:
         raise MountError(f"source {os.fsdecode(options.source)}: {error.strerror}; nothing was mounted") from None
-    tree = SourceTree(layer, bound, unlinked, noatime=not options.atime, nodiratime=not options.diratime)
+    tree = SourceTree(
+        layer, bound, unlinked, noatime=not options.atime, nodiratime=not options.diratime,
+        view=_view(options), narrow=options.ino32,
+    )  # fmt: skip
     return tree, (layer,)
+
+
+def _view(options: MountOptions) -> View:
+    return View(link_counts=not options.static_nlink, acls=options.acl, xattrs=options.xattrs)
 
 
 def _open_overlay(
@@ -50,6 +57,8 @@ def _open_overlay(
     tree = OverlayTree(
         stack, bound, unlinked, redirect_dir=options.redirect_dir, metacopy=options.metacopy,
         noatime=not options.atime, nodiratime=not options.diratime, ghost=options.ghost,
+        view=_view(options), narrow=options.ino32,
+        any_owner=options.uidmap.squash is not None or options.gidmap.squash is not None,
     )  # fmt: skip
     return tree, stack.layers
 

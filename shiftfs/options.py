@@ -6,7 +6,7 @@ never looks at SOURCE or MOUNTPOINT. Main thread, before the mount.
 
 import difflib
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -83,6 +83,10 @@ class MountOptions:
     index: bool = True
     volatile: bool = False
     userxattr: bool = False
+    static_nlink: bool = False  # each directory has one link
+    acl: bool = True  # False: neither shown nor heeded
+    xattrs: bool = True  # False: there are none on the mount
+    ino32: bool = False  # inode numbers of 32 bits, unique or not
     ghost: Literal["keep", "drop"] = "keep"  # upper files whose directory was lower, and is there no more
     mark: bool = False  # others may mount it in their user namespaces; itself it is root's alone
     mark_users: tuple[str, ...] = ()  # those who may; everybody if there are none
@@ -192,6 +196,7 @@ class _Options:
             self._flags.update(FLAGS[name])
             self._given.add(name)
         elif name in IGNORED:
+            self._check_ignored(name, plain(value))
             self._note(f"{name} does nothing here: {IGNORED[name]}")
             self._given.add(name)
         elif word and name not in FOR_MOUNT and not name.lower().startswith("x-"):
@@ -215,6 +220,10 @@ class _Options:
         except ValueError:
             raise UsageError(f"{f'{name}={value}'!r} cannot be; {name} takes {allowed}") from None
 
+    def _check_ignored(self, name: str, value: str) -> None:
+        if name == "xino" and value not in ("off", "auto", "on"):
+            raise UsageError(f"{f'{name}={value}'!r} cannot be; {name} takes off, auto or on")
+
     def _take_unknown(self, name: str) -> None:
         near = difflib.get_close_matches(name[:40], KNOWN, 1)
         hint = f"did you mean {near[0]}?" if near else "--help lists those there are"
@@ -233,7 +242,8 @@ class _Options:
         if flags["suid"] and not self._is_root:
             flags["suid"] = False
             self._note("suid does nothing here: fusermount3 makes every user's mount nosuid")
-        uidmap, gidmap = self._maps(resolve_maps)
+        uidmap, gidmap = self._squashed(flags, values, *self._maps(resolve_maps))
+        flags["xattrs"] = not values.pop("noxattrs", 0)
         kernel = tuple(name.encode() + b"=" + values.pop(name) for name in KERNEL if name in values)
         if values.get("locks") == "layers" and values.get("open") == "refuse":
             raise UsageError(
@@ -247,7 +257,14 @@ class _Options:
             others["lowerdirs"] = others.pop("lowerdir")
         return {**flags, **others, **maps, "kernel_options": kernel, "notes": tuple(self._notes)}
 
-    def _check_layers(self, flags: dict[str, Any], values: Mapping[str, Any]) -> None:
+    def _squashed(
+        self, flags: dict[str, Any], values: dict[str, Any], uids: IdMap, gids: IdMap
+    ) -> tuple[IdMap, IdMap]:
+        root = 0 if flags.pop("squash_to_root", False) else None
+        uid, gid = values.pop("squash_to_uid", root), values.pop("squash_to_gid", root)
+        return uids if uid is None else IdMap(uids.ranges, uid), gids if gid is None else IdMap(gids.ranges, gid)
+
+    def _check_layers(self, flags: dict[str, Any], values: dict[str, Any]) -> None:
         lowers = values.get("lowerdir", ())
         needing = [name for name in FOR_LAYERS if name in self._given]
         if needing and not lowers:

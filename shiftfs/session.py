@@ -16,7 +16,7 @@ from typing import Any, Final, NamedTuple
 from .channel import Buffers, Channel, Disconnected
 from .counters import Counters
 from .loop import Loop
-from .ops import HANDLERS, LAYERED_HANDLERS, Handler, directories
+from .ops import HANDLERS, LAYERED_HANDLERS, Handler, directories, without_xattrs
 from .ops.context import Context, Later, Payload
 from .ops.readonly import refusing_changes
 from .shift.idmap import IdMap
@@ -100,7 +100,8 @@ class Session:
         self.failure: str | None = None
         self._decoders = requests.decoders(setxattr_ext=False)
         handlers = LAYERED_HANDLERS if tree.layered else HANDLERS
-        self._handlers = refusing_changes(handlers) if read_only else handlers
+        handlers = refusing_changes(handlers) if read_only else handlers
+        self._handlers = handlers if tree.view.xattrs else without_xattrs(handlers)
         self._waiting: dict[int, Waiting] = {}
         self.context = Context(
             tree, uids, gids, timeout,
@@ -245,7 +246,7 @@ class Session:
         try:
             agreed = negotiation.negotiate(
                 offer, max_write=self._max_write, refuse_open=not self.context.serves_open,
-                serve_locks=self.context.locks is not None, page_size=_PAGE,
+                serve_locks=self.context.locks is not None, page_size=_PAGE, shows_acls=self.context.shows_acls,
             )  # fmt: skip
         except ProtocolError as error:
             self.failure = str(error)

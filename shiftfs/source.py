@@ -14,6 +14,7 @@ from .descriptors import Descriptors, Entry, is_directory, leads_through, path_o
 from .layer import Layer
 from .sys import files
 from .tree import (
+    WHOLE,
     Attributes,
     Change,
     Contributor,
@@ -24,6 +25,7 @@ from .tree import (
     Shown,
     Space,
     Steps,
+    View,
     Work,
 )  # fmt: skip
 
@@ -35,11 +37,16 @@ class SourceTree:
     """One directory and all that is mounted in it at mount time."""
 
     def __init__(
-        self, layer: Layer, bound: int, unlinked: int = 1024, noatime: bool = True, nodiratime: bool = True
-    ) -> None:
+        self, layer: Layer, bound: int, unlinked: int = 1024, noatime: bool = True, nodiratime: bool = True,
+        view: View = WHOLE, narrow: bool = False,
+    ) -> None:  # fmt: skip
         """`bound`: how many descriptors may be held at once; `unlinked`: how many more of removed files in use.
-        `noatime`: what is read here is not an access on the layer; `nodiratime`: nor is what is listed."""
+        `noatime`: what is read here is not an access on the layer; `nodiratime`: nor is what is listed. `narrow`: inode
+        numbers have 32 bits."""
         self._layer = layer
+        self.view = view
+        self._number: Callable[[int, int], int] = self._number_in_32 if narrow else self._number_in_64
+        self._keeps_numbers = not narrow
         self._noatime = os.O_NOATIME if nodiratime else 0
         self._held = Descriptors(layer, bound, unlinked, noatime)
         self._devices: dict[int, int] = {layer.device: 0}
@@ -76,13 +83,16 @@ class SourceTree:
         return self._held.attributes(entry)
 
     def numbers(self, attributes: Attributes) -> int:
-        if attributes.device == self._layer.device:
+        if attributes.device == self._layer.device and self._keeps_numbers:
             return attributes.ino
         return self._number(attributes.device, attributes.ino)
 
-    def _number(self, device: int, number: int) -> int:
+    def _number_in_64(self, device: int, number: int) -> int:
         index = self._devices.setdefault(device, len(self._devices))
         return (number + (index << _FOREIGN_SHIFT)) & 0xFFFFFFFFFFFFFFFF
+
+    def _number_in_32(self, device: int, number: int) -> int:
+        return real.narrowed(self._number_in_64(device, number))
 
     def held(self, entry: Entry) -> tuple[Descriptor, int]:
         return self._held.path(entry), entry.key[0]
@@ -90,7 +100,7 @@ class SourceTree:
     def listing(self, directory: tuple[Descriptor, int]) -> list[Listed]:
         held, device = directory
         names = real.list_names(held.fd, self._noatime)
-        if device == self._layer.device:
+        if device == self._layer.device and self._keeps_numbers:
             return [Listed(*row) for row in names]
         return [Listed(name, self._number(device, number), kind) for name, number, kind in names]
 

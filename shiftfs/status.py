@@ -158,7 +158,7 @@ def _sizes(parts: Parts) -> dict[str, Any]:
 def _map(idmap: IdMap) -> str:
     if idmap.is_identity:
         return "identity"
-    return ":".join(f"{r.real}:{r.shown}:{r.count}" for r in idmap.ranges)
+    return str(idmap)
 
 
 def _resident_kib() -> int:

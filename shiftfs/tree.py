@@ -6,7 +6,7 @@ alone; all methods run on the loop thread unless they say otherwise.
 
 import enum
 from collections.abc import Callable, Generator
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Final, NamedTuple, Protocol
 
 RealKey = tuple[int, int, int, int]
 """What makes a real inode itself: device, inode number, birth time in nanoseconds (0 where the filesystem has none),
@@ -154,6 +154,18 @@ class Shown(enum.IntEnum):
     """What the layer has there is what shows."""
 
 
+class View(NamedTuple):
+    """What a mount of a tree leaves out, though the layers have it: link counts of directories (`static_nlink`), ACLs,
+    all extended attributes."""
+
+    link_counts: bool = True
+    acls: bool = True
+    xattrs: bool = True
+
+
+WHOLE: Final = View()
+
+
 class Tree(Protocol):
     """A tree of files, behind entries that only the tree itself looks into.
 
@@ -164,6 +176,10 @@ class Tree(Protocol):
     @property
     def root(self) -> Any:
         """The entry of the root directory."""
+
+    @property
+    def view(self) -> View:
+        """What is to be left out on each mount of it."""
 
     def root_attributes(self) -> tuple[RealKey, Attributes]:
         """Key and attributes of the root directory."""

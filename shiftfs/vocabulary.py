@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any, Final, NamedTuple
 
-from .shift.idmap import parse_triples
+from .shift.idmap import UNMAPPED, parse_triples
 
 TOKEN: Final = re.compile(r'\\[,:"\\]|.', re.DOTALL)
 """A character, or an escape of one that separates, quotes or escapes."""
@@ -45,6 +45,10 @@ FLAGS: Final[Mapping[str, Mapping[str, bool]]] = {
     "userxattr": {"userxattr": True},
     "mark": {"mark": True},
     "allow_exposed": {"allow_exposed": True},
+    "squash_to_root": {"squash_to_root": True},
+    "static_nlink": {"static_nlink": True},
+    "noacl": {"acl": False},
+    "ino32_t": {"ino32": True},
 }
 
 # Said to mount(8), the boot, or whoever reads /etc/fstab (mount(8), fstab(5), systemd.mount(5)). Where one
@@ -87,19 +91,7 @@ IGNORED: Final[Mapping[str, str]] = {
 }
 
 # Ignoring one of these would show other names, owners or contents than were asked for.
-UNSUPPORTED: Final = frozenset(
-    {
-        "nfs_export",
-        "squash_to_root",
-        "squash_to_uid",
-        "squash_to_gid",
-        "noacl",
-        "noxattrs",
-        "xattr_permissions",
-        "static_nlink",
-        "ino32_t",
-    }
-)
+UNSUPPORTED: Final = frozenset({"nfs_export", "xattr_permissions"})
 
 # What says how layers are stacked; without any it says nothing.
 FOR_LAYERS: Final = (
@@ -170,6 +162,21 @@ def _switch(value: str) -> bool:
     return value == "on"
 
 
+def _id(value: str) -> int:
+    if not re.fullmatch("[0-9]{1,10}", value, re.ASCII) or int(value) >= UNMAPPED:
+        raise ValueError
+    return int(value)
+
+
+def _digit(most: int) -> Callable[[str], int]:
+    def convert(value: str) -> int:
+        if not re.fullmatch("[0-9]{1,9}", value, re.ASCII) or int(value) > most:
+            raise ValueError
+        return int(value)
+
+    return convert
+
+
 def _context(value: str) -> bytes:
     if '"' in value:  # could not be quoted for the kernel
         raise ValueError
@@ -205,6 +212,9 @@ VALUED: Final[Mapping[str, _Valued]] = {
     "index": _Valued(_switch, "on or off"),
     "locks": _Valued(_one_of("mount", "layers"), "mount or layers"),
     "mark_users": _Valued(_users, "names or numbers of users, joined by colons"),
+    "squash_to_uid": _Valued(_id, "an id from 0 to 4294967294"),
+    "squash_to_gid": _Valued(_id, "an id from 0 to 4294967294"),
+    "noxattrs": _Valued(_digit(1), "0 or 1"),
     "ghost": _Valued(_one_of("keep", "drop"), "keep or drop"),
     **{name: _Valued(_context, "a security context without double quotes") for name in KERNEL},
 }

@@ -62,3 +62,10 @@ LAYERED_HANDLERS: Final[dict[int, Handler]] = {
     for opcode, handler in HANDLERS.items()
 }
 """The same for mounts with layers."""
+
+_XATTRS: Final = frozenset({Opcode.SETXATTR, Opcode.GETXATTR, Opcode.LISTXATTR, Opcode.REMOVEXATTR})
+
+
+def without_xattrs(handlers: dict[int, Handler]) -> dict[int, Handler]:
+    """The same, where nobody is to see or set extended attributes: the kernel asks once, and then says EOPNOTSUPP."""
+    return {opcode: handler for opcode, handler in handlers.items() if opcode not in _XATTRS}

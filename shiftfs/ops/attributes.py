@@ -52,7 +52,7 @@ def statx(ctx: Context, header: Header, request: requests.Statx) -> Payload:
     shown = replies.Attr(*ctx.shown(a))
     mask = _STATX_BASIC | (files.STATX_BTIME if a.has_btime else 0)
     fields = replies.StatxFields(
-        mask, a.blksize, a.statx_attributes, a.nlink, shown.uid, shown.gid, a.mode, shown.ino, a.size, a.blocks,
+        mask, a.blksize, a.statx_attributes, shown.nlink, shown.uid, shown.gid, a.mode, shown.ino, a.size, a.blocks,
         a.statx_attributes_mask, a.atime, a.atimensec, a.btime, a.btimensec, a.ctime, a.ctimensec, a.mtime,
         a.mtimensec, os.major(a.rdev), os.minor(a.rdev), 0, 0,
     )  # fmt: skip
@@ -79,7 +79,9 @@ def _change(ctx: Context, header: Header, request: requests.Setattr, before: Att
     uid = ctx.uids.real[request.uid] if valid & _UID else None
     gid = ctx.gids.real[request.gid] if valid & _GID else None
     if UNMAPPED in (uid, gid):
-        raise OSError(errno.EOVERFLOW, os.strerror(errno.EOVERFLOW))
+        if not _squashes(ctx):
+            raise OSError(errno.EOVERFLOW, os.strerror(errno.EOVERFLOW))
+        uid, gid = (None if number == UNMAPPED else number for number in (uid, gid))
     if not valid & _ANYTHING:
         uid = gid = _no_attribute_given(ctx, header, before)
     atime = mtime = None
@@ -130,8 +132,26 @@ def _truncate_later(ctx: Context, header: Header, inode: Inode, size: int, chang
 
 def _apply(ctx: Context, inode: Inode, change: Change | None) -> Payload:
     if change is not None:
+        if _squashes(ctx):
+            change = _without_owner(ctx, inode, change)
         ctx.tree.change(inode.entry, change)
     return replies.attr(ctx.valid(inode), ctx.shown(ctx.tree.attributes(inode.entry)))
+
+
+def _squashes(ctx: Context) -> bool:
+    """Is everything shown as one owner's, whoever is stored?"""
+    return ctx.uids.squash is not None or ctx.gids.squash is not None
+
+
+def _without_owner(ctx: Context, inode: Inode, change: Change) -> Change:
+    """What is left once the owner is stored, as far as we may: it shows as everything else in any case."""
+    if change.uid is not None or change.gid is not None:
+        try:
+            ctx.tree.change(inode.entry, Change(None, change.uid, change.gid, None, None))
+        except OSError as error:
+            if error.errno not in (errno.EPERM, errno.EINVAL):  # EINVAL: nobody in our user namespace
+                raise
+    return change._replace(uid=None, gid=None)
 
 
 def statfs(ctx: Context, header: Header, request: requests.Statfs) -> Payload:

@@ -101,6 +101,9 @@ class Context:
         tree.knows(self._entry_of)
         self.uids = uids
         self.gids = gids
+        self.shown = self._shown if tree.view.link_counts else self._shown_without_link_counts
+        """The attributes as struct fuse_attr shows them."""
+        self.shows_acls = tree.view.acls and tree.view.xattrs
         self._trust(timeout)
         self.live: Live | None = None
         self.locks: Locks | None = None
@@ -158,13 +161,18 @@ class Context:
         self.locks = locks
         self._trust(0.0)
 
-    def shown(self, attributes: Attributes) -> tuple[int, ...]:
-        """The attributes as struct fuse_attr shows them: the mount's st_ino, shown ids."""
+    def _shown(self, attributes: Attributes) -> tuple[int, ...]:
+        """With the mount's st_ino, and shown ids."""
         a = attributes
         return (
             self.tree.numbers(a), a[1], a[2], a[3], a[4], a[5], a[6], a[7], a[8], a[9], a[10],
             self.uids.shown[a[11]], self.gids.shown[a[12]], a[13], a[14], 0,
         )  # fmt: skip
+
+    def _shown_without_link_counts(self, attributes: Attributes) -> tuple[int, ...]:
+        """The same, with one link for each directory."""
+        fields = self._shown(attributes)
+        return (*fields[:10], 1, *fields[11:]) if attributes.mode >> 12 == _DIRECTORY and fields[10] else fields
 
     def adopt(self, parent: Inode, name: bytes, key: RealKey, attributes: Attributes, place: Any) -> bytes:
         """The entry reply for an inode found at `name`: from here on the kernel holds one reference more."""

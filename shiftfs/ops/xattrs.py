@@ -21,6 +21,7 @@ def getxattr(ctx: Context, header: Header, request: requests.Getxattr) -> Payloa
     entry = ctx.inodes.get(header.nodeid).entry
     name = request.name
     if name in _ACLS:
+        refuse_acls(ctx)
         return _sized(embedded.acl_to_shown(_acl(ctx, entry, name), ctx.uids, ctx.gids), request.size)
     if _is_the_hosts(ctx, name):
         raise OSError(errno.ENODATA, os.strerror(errno.ENODATA))
@@ -65,6 +66,8 @@ def listxattr(ctx: Context, header: Header, request: requests.Listxattr) -> Payl
     elif header.uid != 0:
         # As filesystems do themselves (kernel fs/xattr.c): trusted.* is not even listed to the unprivileged.
         names = [name for name in names if not name.startswith(b"trusted.")]
+    if not ctx.shows_acls:
+        names = [name for name in names if name not in _ACLS]
     if _CAPABILITY in names and _capability(ctx, ctx.tree.getxattr(entry, _CAPABILITY)) is None:
         names.remove(_CAPABILITY)
     return _sized(b"".join(name + b"\0" for name in names), request.size)
@@ -83,6 +86,7 @@ def setxattr(ctx: Context, header: Header, request: requests.Setxattr) -> Payloa
     name, value = request.name, request.value
     refuse_the_hosts(ctx, name)
     if name in _ACLS:
+        refuse_acls(ctx)
         ctx.refuse_unmapped_owner(ctx.tree.attributes(entry))
         value = embedded.acl_to_real(value, ctx.uids, ctx.gids)
     elif name == _CAPABILITY:
@@ -99,6 +103,12 @@ def setxattr(ctx: Context, header: Header, request: requests.Setxattr) -> Payloa
     return DONE
 
 
+def refuse_acls(ctx: Context) -> None:
+    """EOPNOTSUPP where nobody goes by ACLs (`noacl`): as on a local filesystem, none is shown that does nothing."""
+    if not ctx.shows_acls:
+        raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
+
+
 def refuse_the_hosts(ctx: Context, name: bytes) -> None:
     """EPERM for what is not for a namespace to set."""
     if _is_the_hosts(ctx, name):
@@ -108,6 +118,8 @@ def refuse_the_hosts(ctx: Context, name: bytes) -> None:
 def removexattr(ctx: Context, header: Header, request: requests.Removexattr) -> Payload:
     entry = ctx.to_change(header.nodeid).entry
     refuse_the_hosts(ctx, request.name)
+    if request.name in _ACLS:
+        refuse_acls(ctx)
     if request.name in _ACLS or request.name == _CAPABILITY:
         ctx.refuse_unmapped_owner(ctx.tree.attributes(entry))
     ctx.tree.removexattr(entry, request.name)

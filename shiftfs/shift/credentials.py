@@ -33,16 +33,21 @@ class Credentials:
         os.umask(Credentials._umask)
         self._taken: set[tuple[int, int]] = set()
         self._switched = False
+        self.squashes = uids.squash is not None or gids.squash is not None
+        """Is everything shown as one owner's, so that nothing depends on who is stored?"""
         privileges.keep_capabilities_over_setfsuid()
 
     def acting_as(self, uid: int, gid: int, umask: int) -> "Credentials":
         """Create as the shown ids `uid` and `gid` in the `with` that follows.
 
-        EOVERFLOW for an id without a mapping; EPERM where this process may not act as another.
+        EOVERFLOW for an id without a mapping; EPERM where this process may not act as another. Where owners are
+        squashed what is created is our own then, and shows as everything else.
         """
         wanted = (self._uids.real[uid], self._gids.real[gid])
         if UNMAPPED in wanted:
-            raise OSError(errno.EOVERFLOW, os.strerror(errno.EOVERFLOW))
+            if not self.squashes:
+                raise OSError(errno.EOVERFLOW, os.strerror(errno.EOVERFLOW))
+            wanted = self._own
         umask &= 0o777  # as umask(2) does; before the ids, so that nothing fails while they are the caller's
         if umask != Credentials._umask:
             os.umask(umask)
@@ -86,6 +91,8 @@ class Credentials:
                 self._taken.add(wanted)
         else:
             privileges.set_filesystem_ids(*self._own)
+            if self.squashes:
+                return
             raise OSError(errno.EPERM, os.strerror(errno.EPERM))
         self._switched = True
 

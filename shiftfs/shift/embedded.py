@@ -72,7 +72,7 @@ def _acl_entry_to_shown(entry: _Entry, uids: IdMap, gids: IdMap) -> _Entry:
     if tag not in (_ACL_USER, _ACL_GROUP):
         return entry
     ids = uids if tag == _ACL_USER else gids
-    shown = ids.shown[number]
+    shown = ids.named[number]
     if shown != UNMAPPED:
         return tag, permissions, shown
     # A map that reaches up to ACL_NOBODY makes it somebody, who must not inherit the rights of a stranger.
@@ -104,7 +104,7 @@ def capability_to_shown(value: bytes, uids: IdMap) -> bytes | None:
     revision = magic & _CAP_REVISION_MASK
     if _CAP_SIZES.get(revision) != len(value):
         return None
-    root = uids.shown[_CAP_ROOT.unpack_from(value, 20)[0] if revision == _CAP_REVISION_3 else 0]
+    root = uids.named[_CAP_ROOT.unpack_from(value, 20)[0] if revision == _CAP_REVISION_3 else 0]
     if root == UNMAPPED:
         return None
     body = value[_CAP_BODY].ljust(16, b"\0")  # version 1 has no high words
@@ -123,7 +123,7 @@ def capability_to_real(value: bytes, uids: IdMap) -> bytes:
     revision = magic & ~_CAP_EFFECTIVE
     if revision not in (_CAP_REVISION_2, _CAP_REVISION_3) or len(value) != _CAP_SIZES[revision]:
         raise _error(errno.EINVAL)
-    if revision == _CAP_REVISION_2 and uids.is_identity:
+    if revision == _CAP_REVISION_2 and uids.keeps_ids:
         return value
     root = uids.real[_CAP_ROOT.unpack_from(value, 20)[0] if revision == _CAP_REVISION_3 else 0]
     if root == UNMAPPED:

@@ -58,25 +58,43 @@ class _Side(dict[int, int]):
         return answer
 
 
+class _Squashed(dict[int, int]):
+    """Every id is shown as one."""
+
+    __slots__ = ("_one",)
+
+    def __init__(self, one: int) -> None:
+        super().__init__()
+        self._one = one
+
+    def __missing__(self, number: int) -> int:
+        return self._one
+
+
 class IdMap:
     """A map of ids. `shown[real]` and `real[shown]` give the other id, or UNMAPPED; they never raise for an
-    int.
+    int. With `squash`, every owner is shown as that id, and only owners: `named` says what an id inside a value (an
+    ACL, a capability) stands for, and `real` what is stored for a caller, as if nothing were squashed.
 
     Raises MapError for ranges that are empty, reach beyond the last id, or overlap on either side: then an id
     would have two meanings, and one owner could act as another.
     """
 
-    __slots__ = ("is_identity", "ranges", "real", "shown")
+    __slots__ = ("is_identity", "keeps_ids", "named", "ranges", "real", "shown", "squash")
 
-    def __init__(self, ranges: Iterable[Range]) -> None:
+    def __init__(self, ranges: Iterable[Range], squash: int | None = None) -> None:
         self.ranges: Final = tuple(ranges)
         _check(self.ranges)
-        self.shown: Final = _Side((r.real, r.shown, r.count) for r in self.ranges)
+        self.squash: Final = squash
+        self.named: Final = _Side((r.real, r.shown, r.count) for r in self.ranges)
+        self.shown: Final[dict[int, int]] = self.named if squash is None else _Squashed(squash)
         self.real: Final = _Side((r.shown, r.real, r.count) for r in self.ranges)
         # Ranges without overlap that cover all ids have this sum and no gap.
-        self.is_identity: Final = (
+        self.keeps_ids: Final = (
             all(r.real == r.shown for r in self.ranges) and sum(r.count for r in self.ranges) == UNMAPPED
         )
+        """Are ids stored as they are?"""
+        self.is_identity: Final = self.keeps_ids and squash is None
 
     @property
     def inverse(self) -> "IdMap":
@@ -84,13 +102,13 @@ class IdMap:
         return IdMap(Range(one.shown, one.real, one.count) for one in self.ranges)
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, IdMap) and self.ranges == other.ranges
+        return isinstance(other, IdMap) and (self.ranges, self.squash) == (other.ranges, other.squash)
 
     def __hash__(self) -> int:
-        return hash(self.ranges)
+        return hash((self.ranges, self.squash))
 
     def __str__(self) -> str:
-        return ":".join(map(str, self.ranges))
+        return ":".join(map(str, self.ranges)) + ("" if self.squash is None else f", all shown as {self.squash}")
 
     def __repr__(self) -> str:
         return f"<IdMap {self}>"

@@ -1,6 +1,6 @@
 """INIT: what the kernel offers, what is taken, and why.
 
-Owns the decision on every capability flag: each is in one of the five tables below, with its reason. Never
+Owns the decision on every capability flag: each is in one of the six tables below, with its reason. Never
 sends, and never changes its mind: INIT comes once. Runs on the loop's thread, before anything else.
 """
 
@@ -22,7 +22,6 @@ TAKEN: dict[InitFlag, str] = {
     InitFlag.ASYNC_DIO: "several requests of one direct read or write at a time",
     InitFlag.PARALLEL_DIROPS: "lookups and listings of one directory do not wait for each other",
     InitFlag.HANDLE_KILLPRIV_V2: "set-id bits fall where we are told, without a GETXATTR per write",
-    InitFlag.POSIX_ACL: "the kernel enforces the ACLs that we show",
     InitFlag.ABORT_ERROR: "an aborted connection is told apart (ECONNABORTED) from an unmounted one (ENODEV)",
     InitFlag.MAX_PAGES: "requests of more than 32 pages",
     InitFlag.CACHE_SYMLINKS: "a target never changes during its inode's life",
@@ -47,6 +46,9 @@ TAKEN_TO_SERVE_LOCKS: dict[InitFlag, str] = {
     InitFlag.POSIX_LOCKS: "ranges are locked on the real files",
     InitFlag.FLOCK_LOCKS: "so is what flock(2) locks; the unlock comes in RELEASE, which needs OPEN to be served",
 }
+
+# Else the kernel goes by modes alone.
+TAKEN_TO_SHOW_ACLS: dict[InitFlag, str] = {InitFlag.POSIX_ACL: "the kernel enforces the ACLs that we show"}
 
 LEFT: dict[InitFlag, str] = {
     InitFlag.FILE_OPS: "never implemented by the kernel",
@@ -76,6 +78,7 @@ WANTED = InitFlag(sum(TAKEN))
 WANTED_TO_REFUSE_OPEN = InitFlag(sum(TAKEN_TO_REFUSE_OPEN))
 WANTED_TO_SERVE_OPEN = InitFlag(sum(TAKEN_TO_SERVE_OPEN))
 WANTED_TO_SERVE_LOCKS = InitFlag(sum(TAKEN_TO_SERVE_LOCKS))
+WANTED_TO_SHOW_ACLS = InitFlag(sum(TAKEN_TO_SHOW_ACLS))
 
 PAGES_WITHOUT_MAX_PAGES = 32  # FUSE_DEFAULT_MAX_PAGES_PER_REQ
 MOST_PAGES = 0xFFFF  # the field has 16 bits; the kernel has its own limit (256, fs.fuse.max_pages_limit)
@@ -103,8 +106,9 @@ class Negotiated(NamedTuple):
 
 
 def negotiate(
-    offer: Offer, *, max_write: int, refuse_open: bool, serve_locks: bool = False, page_size: int = 4096
-) -> Negotiated:
+    offer: Offer, *, max_write: int, refuse_open: bool, serve_locks: bool = False, shows_acls: bool = True,
+    page_size: int = 4096,
+) -> Negotiated:  # fmt: skip
     """What to take of an offer; max_write is a wish, in bytes. Raises ProtocolError for too old a kernel.
 
     A later major version is not negotiated: the caller answers `encode_version_only` and awaits another INIT.
@@ -116,7 +120,11 @@ def negotiate(
             errno=abi.EPROTO,
         )
     wanted = WANTED | (WANTED_TO_REFUSE_OPEN if refuse_open else WANTED_TO_SERVE_OPEN)
-    flags = InitFlag(offer.flags) & (wanted | WANTED_TO_SERVE_LOCKS if serve_locks else wanted)
+    if serve_locks:
+        wanted |= WANTED_TO_SERVE_LOCKS
+    if shows_acls:
+        wanted |= WANTED_TO_SHOW_ACLS
+    flags = InitFlag(offer.flags) & wanted
     most_pages = MOST_PAGES if InitFlag.MAX_PAGES in flags else PAGES_WITHOUT_MAX_PAGES
     pages = min(max(-(-max_write // page_size), 1), most_pages)
     return Negotiated(

@@ -22,6 +22,7 @@ from shiftfs.tree import (
     Shown,
     Space,
     Steps,
+    View,
     Work,
 )  # fmt: skip
 
@@ -55,6 +56,8 @@ def _content(mode: int) -> int:
 
 class MemoryTree:
     """Nodes by name."""
+
+    view = View()
 
     def __init__(self) -> None:
         self._made: list[Node] = []

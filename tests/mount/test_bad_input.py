@@ -107,8 +107,8 @@ BAD = {
     "a remount": Bad(
         ["-o", "rw,remount,ro", "source", "mountpoint"], ["remount", "`mount -i -o remount,bind,ro MOUNTPOINT`"]
     ),
-    "what only fuse-overlayfs has": Bad(
-        ["-o", "squash_to_root", "source", "mountpoint"], ["squash_to_root", "not supported"]
+    "what only the kernel's overlay has": Bad(
+        ["-o", "nfs_export=on", "source", "mountpoint"], ["nfs_export", "not supported"]
     ),
 }
 

@@ -12,6 +12,7 @@ from shiftfs.wire.negotiation import (
     TAKEN_TO_REFUSE_OPEN,
     TAKEN_TO_SERVE_LOCKS,
     TAKEN_TO_SERVE_OPEN,
+    TAKEN_TO_SHOW_ACLS,
     Offer,
     negotiate,
 )
@@ -75,7 +76,7 @@ def test_o_trunc_comes_with_open_only_where_open_is_served() -> None:
 
 
 def test_every_flag_is_decided_once_and_has_a_reason() -> None:
-    tables = (TAKEN, TAKEN_TO_REFUSE_OPEN, TAKEN_TO_SERVE_OPEN, TAKEN_TO_SERVE_LOCKS, LEFT)
+    tables = (TAKEN, TAKEN_TO_REFUSE_OPEN, TAKEN_TO_SERVE_OPEN, TAKEN_TO_SERVE_LOCKS, TAKEN_TO_SHOW_ACLS, LEFT)
     assert sorted(flag for table in tables for flag in table) == sorted(InitFlag)
     assert all(reason for table in tables for reason in table.values())
 
