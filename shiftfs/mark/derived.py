@@ -78,6 +78,7 @@ class DerivedMount:
             buffers=served.buffers,
         )  # fmt: skip
         session.context.inside = Inside(owner.uids, owner.gids)
+        session.context.credentials.acts_for_itself = False  # callers there bear the same ids
         session.is_somebody_elses = True
         served.loop.confine(session, _NOTICE_THREADS)
         session.on_ready = self._ready

@@ -110,7 +110,7 @@ class Context:
         """Where they go to the layers; else they stay with the kernel."""
         self.serves_open = serves_open
         self.kernel_strips_set_gid = False  # until INIT tells
-        self.credentials = Credentials(uids, gids)
+        self.credentials = Credentials(uids, gids, acts_for_itself=tree.layered)
         self.scratch = scratch
         self.listings: LRUCache[Inode, Any] = LRUCache(_LISTED_NAMES, getsizeof=_weight)
         self.handles: dict[int, Any] = {}

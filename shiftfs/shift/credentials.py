@@ -25,7 +25,10 @@ class Credentials:
     _umask: ClassVar[int] = -1
     """The process's: it is not one mount's alone."""
 
-    def __init__(self, uids: IdMap, gids: IdMap) -> None:
+    def __init__(self, uids: IdMap, gids: IdMap, acts_for_itself: bool = False) -> None:
+        """`acts_for_itself`: may who runs this process create, as the owner of what it stores, where the map has no shown
+        id for it?"""
+        self.acts_for_itself = acts_for_itself
         self._uids = uids
         self._gids = gids
         self._own = (os.geteuid(), os.getegid())
@@ -45,7 +48,7 @@ class Credentials:
         """
         wanted = (self._uids.real[uid], self._gids.real[gid])
         if UNMAPPED in wanted:
-            if not self.squashes:
+            if not (self.squashes or self._is_itself(uid, gid, wanted)):
                 raise OSError(errno.EOVERFLOW, os.strerror(errno.EOVERFLOW))
             wanted = self._own
         umask &= 0o777  # as umask(2) does; before the ids, so that nothing fails while they are the caller's
@@ -55,6 +58,15 @@ class Credentials:
         if wanted != self._own:
             self._switch(wanted)
         return self
+
+    def _is_itself(self, uid: int, gid: int, real: tuple[int, int]) -> bool:
+        """Is the caller who runs this process, without an id of its own on the mount, though what it stores has one?"""
+        return (
+            self.acts_for_itself
+            and (uid, gid) == self._own
+            and all(number in (UNMAPPED, own) for number, own in zip(real, self._own, strict=True))
+            and UNMAPPED not in (self._uids.shown[uid], self._gids.shown[gid])
+        )
 
     @property
     def shifts(self) -> bool:

@@ -22,7 +22,7 @@ from harness.calls import (
     renameat2,
     unshare_mounts,
 )
-from harness.kinds import make_tmpfile
+from harness.kinds import MAKERS, make_tmpfile, owner
 from harness.layered import Tree
 
 FIRST = 100000
@@ -234,6 +234,25 @@ def test_what_belongs_to_nobody_here_is_not_copied(inside: Layers, namespace: Us
 
     mounted(inside, namespace, work)
     assert read_tree(inside.upper) == {"dir": {"one": b"another's name"}}
+
+
+def test_root_whom_a_map_leaves_out_creates_as_itself(ours_inside: Layers, namespace: UserNamespace) -> None:
+    """Container engines make files of their own in a container's tree, and give them to its root."""
+
+    def work(path: Path) -> None:
+        for name, make in MAKERS.items():
+            make(path / "dir" / name.replace(" ", "-"))
+        (path / "dir/one").write_bytes(b"changed")
+        os.symlink("/proc/mounts", path / "mtab")
+        assert owner(path / "mtab") == (1000, 2000)
+        os.chown(path / "mtab", 1005, 2006, follow_symlinks=False)
+        assert errno_of(lambda: os.mkdir(path / "new")) == 0
+        assert errno_of(lambda: os.chown(path / "new", 0, 0)) == errno.EOVERFLOW
+
+    mounted(ours_inside, namespace, work, "uidmapping=0:1000:60000", "gidmapping=0:2000:60000")
+    assert owner(ours_inside.upper / "mtab") == (FIRST + 5, FIRST + 6)
+    for name in ("dir", "new", *(f"dir/{name.replace(' ', '-')}" for name in MAKERS)):
+        assert owner(ours_inside.upper / name) == (FIRST, FIRST)
 
 
 def test_set_id_bits_and_acls_are_copied(inside: Layers, namespace: UserNamespace) -> None:

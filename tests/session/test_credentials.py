@@ -92,6 +92,39 @@ def test_an_unmapped_id_is_refused_before_anything_is_done(uid: int, gid: int) -
     on_a_thread(work)
 
 
+ABOVE = IdMap([Range(0, 1000, 65536)])
+BESIDE = IdMap([Range(1, 1000, 65536)])
+SWAPPED = IdMap([Range(1, 0, 1), Range(0, 1, 1)])
+
+
+@pytest.mark.parametrize("maps", [(ABOVE, ABOVE), (ABOVE, IDENTITY), (IDENTITY, ABOVE)], ids=["both", "user", "group"])
+def test_who_has_no_id_on_an_overlay_of_its_own_creates_as_what_it_is(maps: tuple[IdMap, IdMap]) -> None:
+    def work() -> None:
+        with Credentials(*maps, acts_for_itself=True).acting_as(0, 0, 0o022):
+            assert filesystem_ids() == (0, 0)
+
+    on_a_thread(work)
+
+
+@pytest.mark.parametrize(
+    ("maps", "ids"),
+    [
+        ((ABOVE, ABOVE), (0, 5)),  # in another group
+        ((ABOVE, ABOVE), (5, 0)),
+        ((ABOVE, ABOVE), (5, 5)),
+        ((BESIDE, BESIDE), (0, 0)),  # what it would own nobody could own on the mount
+        ((SWAPPED, ABOVE), (0, 0)),  # its user's id is another's on the mount
+    ],
+)
+def test_nobody_else_without_an_id_creates(maps: tuple[IdMap, IdMap], ids: tuple[int, int]) -> None:
+    def work() -> None:
+        with pytest.raises(OSError) as caught:
+            Credentials(*maps, acts_for_itself=True).acting_as(*ids, 0o022)
+        assert caught.value.errno == errno.EOVERFLOW
+
+    on_a_thread(work)
+
+
 def test_restored_after_an_error(tmp_path: Path) -> None:
     def work() -> None:
         credentials = Credentials(IDENTITY, IDENTITY)
