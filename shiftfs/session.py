@@ -247,6 +247,7 @@ class Session:
             agreed = negotiation.negotiate(
                 offer, max_write=self._max_write, refuse_open=not self.context.serves_open,
                 serve_locks=self.context.locks is not None, page_size=_PAGE, shows_acls=self.context.shows_acls,
+                allow_idmap=self._only_uids is None and not self.is_somebody_elses,
             )  # fmt: skip
         except ProtocolError as error:
             self.failure = str(error)
@@ -254,6 +255,7 @@ class Session:
             raise
         self.negotiated = agreed
         self.context.kernel_strips_set_gid = agreed.minor >= _MINOR_OF_STRIPPED_SET_GID
+        self.context.requests_tell_ids = InitFlag.ALLOW_IDMAP not in agreed.flags
         self._decoders = requests.decoders(setxattr_ext=bool(agreed.flags & InitFlag.SETXATTR_EXT))
         self._channel.send(negotiation.encode(unique, agreed), b"")
         self.on_ready()

@@ -101,7 +101,7 @@ def _no_attribute_given(ctx: Context, header: Header, before: Attributes) -> int
     """
     if UNMAPPED in (ctx.uids.shown[before.uid], ctx.gids.shown[before.gid]):
         return None
-    return _UNCHANGED if header.uid in (0, ctx.uids.shown[before.uid]) else None
+    return _UNCHANGED if ctx.caller(header)[0] in (0, ctx.uids.shown[before.uid]) else None
 
 
 def _time(now: int, given: int, seconds: int, nanoseconds: int) -> tuple[int, int] | None:

@@ -17,8 +17,11 @@ from ..inodes import Inode, InodeTable
 from ..locks.table import Locks
 from ..shift.credentials import Credentials
 from ..shift.idmap import UNMAPPED, IdMap
+from ..sys import process
 from ..tree import Attributes, Gate, RealKey, Steps, Tree, Work
 from ..wire import notices, replies
+from ..wire.abi import INVALID_ID
+from ..wire.requests import Header
 
 Payload = bytes | bytearray | memoryview
 Later = Generator[Work | Gate, Any, Payload]
@@ -111,6 +114,8 @@ class Context:
         self.serves_open = serves_open
         self.kernel_strips_set_gid = False  # until INIT tells
         self.credentials = Credentials(uids, gids, acts_for_itself=tree.layered)
+        self.requests_tell_ids = True
+        """All of them; else only those that create something (FUSE_ALLOW_IDMAP)."""
         self.scratch = scratch
         self.listings: LRUCache[Inode, Any] = LRUCache(_LISTED_NAMES, getsizeof=_weight)
         self.handles: dict[int, Any] = {}
@@ -241,6 +246,12 @@ class Context:
     def _entry_of(self, key: RealKey) -> Any | None:
         inode = self.inodes.known(key)
         return inode and inode.entry
+
+    def caller(self, header: Header) -> tuple[int, int]:
+        """The shown uid and gid of whoever asks, also where the request does not tell. Who is not known is nobody."""
+        if header.uid != INVALID_ID or self.requests_tell_ids:
+            return header.uid, header.gid
+        return process.filesystem_ids(header.pid) or (INVALID_ID, INVALID_ID)
 
     def stopped(self, unique: int) -> Callable[[], bool]:
         """Does nobody wait any more for what is done on behalf of a request? Any thread may ask."""

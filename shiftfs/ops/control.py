@@ -57,7 +57,7 @@ def ioctl(ctx: Context, header: Header, request: requests.Ioctl) -> Payload:
 
 def _report(ctx: Context, header: Header, request: requests.Ioctl) -> Payload:
     """For root as the mount sees it, and for whoever mounted."""
-    if header.uid not in (0, ctx.owner):
+    if ctx.caller(header)[0] not in (0, ctx.owner):
         raise OSError(errno.EPERM, os.strerror(errno.EPERM))
     if len(request.data) != REPORT_SIZE:
         raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))

@@ -103,7 +103,7 @@ def _opened(ctx: Context, header: Header, inode: Inode, flags: int) -> Generator
     elif ctx.tree.is_pseudo(path.fd):
         own = _open_pseudo(ctx, header, path, flags & _OWN_FLAGS)
     if own is not None:
-        opener = None if _is_trusted(ctx, header) else (header.uid, header.gid)
+        opener = None if _is_trusted(ctx, header) else ctx.caller(header)
         return _handle(ctx, OpenFile(own, None, writable, opener)), _DIRECT
     try:
         size = 0 if flags & os.O_TRUNC else None
@@ -118,7 +118,7 @@ def _opened(ctx: Context, header: Header, inode: Inode, flags: int) -> Generator
 
 def _is_trusted(ctx: Context, header: Header) -> bool:
     """Is the caller, as a pseudo-file would see him, root like ourselves?"""
-    return header.uid == 0 and not ctx.credentials.shifts
+    return not ctx.credentials.shifts and ctx.caller(header)[0] == 0
 
 
 def _open_pseudo(ctx: Context, header: Header, path: Descriptor, flags: int) -> Descriptor:
@@ -135,7 +135,7 @@ def _open_pseudo(ctx: Context, header: Header, path: Descriptor, flags: int) -> 
             raise OSError(errno.EACCES, os.strerror(errno.EACCES))
     elif _is_trusted(ctx, header):
         return ctx.tree.open_waiting(path, flags)
-    with ctx.credentials.powerless(header.uid, header.gid):
+    with ctx.credentials.powerless(*ctx.caller(header)):
         return ctx.tree.open_waiting(path, flags)
 
 

@@ -1,5 +1,6 @@
-"""What a process is called. prctl(2)."""
+"""What a process is called, what ends it, and whose it is. prctl(2), proc_pid_status(5)."""
 
+import contextlib
 import ctypes
 from typing import Final
 
@@ -23,3 +24,17 @@ def set_name(name: bytes) -> None:
     """Name the calling thread, and those that it starts later, in ps(1) and /proc/PID/comm: up to 15 bytes."""
     text = ctypes.create_string_buffer(name)
     _prctl(_PR_SET_NAME, ctypes.addressof(text), 0, 0, 0)
+
+
+def filesystem_ids(pid: int) -> tuple[int, int] | None:
+    """The ids that a process or thread uses files with, as they are in our user namespace; None for one that is not
+    seen from here, or has ended."""
+    uid = gid = None
+    with contextlib.suppress(OSError), open(f"/proc/{pid}/status", "rb") as lines:
+        for line in lines:
+            if line.startswith(b"Uid:"):
+                uid = int(line.split()[4])
+            elif line.startswith(b"Gid:"):
+                gid = int(line.split()[4])
+                break
+    return None if uid is None or gid is None else (uid, gid)

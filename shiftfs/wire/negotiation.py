@@ -1,6 +1,6 @@
 """INIT: what the kernel offers, what is taken, and why.
 
-Owns the decision on every capability flag: each is in one of the six tables below, with its reason. Never
+Owns the decision on every capability flag: each is in one of the seven tables below, with its reason. Never
 sends, and never changes its mind: INIT comes once. Runs on the loop's thread, before anything else.
 """
 
@@ -50,6 +50,11 @@ TAKEN_TO_SERVE_LOCKS: dict[InitFlag, str] = {
 # Else the kernel goes by modes alone.
 TAKEN_TO_SHOW_ACLS: dict[InitFlag, str] = {InitFlag.POSIX_ACL: "the kernel enforces the ACLs that we show"}
 
+# With it only requests that create something come with uid and gid, so it is not for mounts that some may not use.
+TAKEN_TO_BE_IDMAPPED: dict[InitFlag, str] = {
+    InitFlag.ALLOW_IDMAP: "a mount of the filesystem may shift its owners again (mount_setattr(2))",
+}
+
 LEFT: dict[InitFlag, str] = {
     InitFlag.FILE_OPS: "never implemented by the kernel",
     InitFlag.EXPORT_SUPPORT: "would send lookups of '.' and '..' by nodeids that were forgotten",
@@ -69,7 +74,6 @@ LEFT: dict[InitFlag, str] = {
     InitFlag.PASSTHROUGH: "no backing files are registered",
     InitFlag.NO_EXPORT_SUPPORT: "file handles of cached inodes do no harm, and fanotify uses them",
     InitFlag.HAS_RESEND: "answered requests are not journaled, so a repeated one could be done twice",
-    InitFlag.ALLOW_IDMAP: "most requests would come without uid and gid",
     InitFlag.OVER_IO_URING: "requests come through the descriptor",
     InitFlag.REQUEST_TIMEOUT: "a slow layer must not abort the mount",
 }
@@ -77,6 +81,7 @@ LEFT: dict[InitFlag, str] = {
 WANTED = InitFlag(sum(TAKEN))
 WANTED_TO_REFUSE_OPEN = InitFlag(sum(TAKEN_TO_REFUSE_OPEN))
 WANTED_TO_SERVE_OPEN = InitFlag(sum(TAKEN_TO_SERVE_OPEN))
+WANTED_TO_BE_IDMAPPED = InitFlag(sum(TAKEN_TO_BE_IDMAPPED))
 WANTED_TO_SERVE_LOCKS = InitFlag(sum(TAKEN_TO_SERVE_LOCKS))
 WANTED_TO_SHOW_ACLS = InitFlag(sum(TAKEN_TO_SHOW_ACLS))
 
@@ -107,7 +112,7 @@ class Negotiated(NamedTuple):
 
 def negotiate(
     offer: Offer, *, max_write: int, refuse_open: bool, serve_locks: bool = False, shows_acls: bool = True,
-    page_size: int = 4096,
+    allow_idmap: bool = False, page_size: int = 4096,
 ) -> Negotiated:  # fmt: skip
     """What to take of an offer; max_write is a wish, in bytes. Raises ProtocolError for too old a kernel.
 
@@ -124,6 +129,8 @@ def negotiate(
         wanted |= WANTED_TO_SERVE_LOCKS
     if shows_acls:
         wanted |= WANTED_TO_SHOW_ACLS
+    if allow_idmap:
+        wanted |= WANTED_TO_BE_IDMAPPED
     flags = InitFlag(offer.flags) & wanted
     most_pages = MOST_PAGES if InitFlag.MAX_PAGES in flags else PAGES_WITHOUT_MAX_PAGES
     pages = min(max(-(-max_write // page_size), 1), most_pages)

@@ -3,10 +3,13 @@
 import errno
 import os
 import struct
+import subprocess
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
+from harness.commands import user_prefix, wait_until
 from harness.device import Answer, Served, served
 from harness.memory import MemoryTree
 from shiftfs.ops.control import REPORT, REPORT_IN, REPORT_OUT, REPORT_SIZE, REPORTS
@@ -45,11 +48,11 @@ def mount(reports: Reports) -> Iterator[Served]:
 
 def ask(
     mount: Served, which: int = 0, offset: int = 0, after: int = 0, when: float = 0.0, *, uid: int = 0,
-    nodeid: int = ROOT_ID, command: int = REPORT, size: int = REPORT_SIZE,
+    pid: int = 1, nodeid: int = ROOT_ID, command: int = REPORT, size: int = REPORT_SIZE,
 ) -> Answer:  # fmt: skip
     argument = REPORT_IN.pack(which, offset, after, when).ljust(size, b"\0")[:size]
     body = struct.pack("@QIIQII", 0, 0, command, 0, len(argument), REPORT_SIZE) + argument
-    return mount.device.ask(Opcode.IOCTL, body, nodeid, uid=uid)
+    return mount.device.ask(Opcode.IOCTL, body, nodeid, uid=uid, pid=pid)
 
 
 def part(answer: Answer) -> tuple[int, bytes]:
@@ -125,6 +128,19 @@ def test_for_root_and_whoever_mounted(mount: Served, owner: int, reports: Report
     tried = {uid: ask(mount, uid=uid).errno for uid in (0, 1000, 1001, 2**32 - 1)}
     assert tried == {0: 0, 1000: 0 if owner else errno.EPERM, 1001: errno.EPERM, 2**32 - 1: errno.EPERM}
     assert len(reports.made) == list(tried.values()).count(0), "none is made for those that are refused"
+
+
+@pytest.mark.root
+def test_who_asks_is_seen_where_requests_do_not_tell(mount: Served) -> None:
+    """With FUSE_ALLOW_IDMAP they tell the process alone."""
+    mount.session.context.requests_tell_ids = False
+    with subprocess.Popen([*user_prefix(1000), "sleep", "60"]) as process:
+        try:
+            wait_until(lambda: Path(f"/proc/{process.pid}/comm").read_text() == "sleep\n", "a user's process")
+            asked = {pid: ask(mount, uid=2**32 - 1, pid=pid).errno for pid in (os.getpid(), process.pid, 0, 1 << 22)}
+        finally:
+            process.kill()
+    assert list(asked.values()) == [0, errno.EPERM, errno.EPERM, errno.EPERM]
 
 
 @pytest.mark.parametrize("which", [len(REPORTS), 2**32 - 1])

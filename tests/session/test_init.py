@@ -1,6 +1,7 @@
 """INIT: which versions and which flags a session agrees to."""
 
 import errno
+import os
 import struct
 
 import pytest
@@ -44,6 +45,14 @@ def test_init(memory: MemoryTree, minor: int, size: int, flags: int, taken: Init
         running.device.expect_nothing()
         assert ready == [1]
         assert running.session.negotiated is not None
+
+
+def test_owners_may_be_shifted_again_where_all_may_use_the_mount(memory: MemoryTree) -> None:
+    """With FUSE_ALLOW_IDMAP the kernel would not tell who asks."""
+    for only in (None, frozenset({os.geteuid()})):
+        with served(memory, only_uids=only) as running:
+            answer = running.device.ask(Opcode.INIT, init(7, 45, int(InitFlag.ALLOW_IDMAP | InitFlag.INIT_EXT)), 0)
+            assert (InitFlag.ALLOW_IDMAP in init_answer(answer.payload)[2]) is (only is None)
 
 
 @pytest.mark.parametrize("extended", [True, False])

@@ -9,6 +9,7 @@ from shiftfs.wire.abi import InitFlag
 from shiftfs.wire.negotiation import (
     LEFT,
     TAKEN,
+    TAKEN_TO_BE_IDMAPPED,
     TAKEN_TO_REFUSE_OPEN,
     TAKEN_TO_SERVE_LOCKS,
     TAKEN_TO_SERVE_OPEN,
@@ -76,7 +77,10 @@ def test_o_trunc_comes_with_open_only_where_open_is_served() -> None:
 
 
 def test_every_flag_is_decided_once_and_has_a_reason() -> None:
-    tables = (TAKEN, TAKEN_TO_REFUSE_OPEN, TAKEN_TO_SERVE_OPEN, TAKEN_TO_SERVE_LOCKS, TAKEN_TO_SHOW_ACLS, LEFT)
+    tables = (
+        TAKEN, TAKEN_TO_REFUSE_OPEN, TAKEN_TO_SERVE_OPEN, TAKEN_TO_SERVE_LOCKS, TAKEN_TO_SHOW_ACLS,
+        TAKEN_TO_BE_IDMAPPED, LEFT,
+    )  # fmt: skip
     assert sorted(flag for table in tables for flag in table) == sorted(InitFlag)
     assert all(reason for table in tables for reason in table.values())
 
@@ -85,6 +89,12 @@ def test_every_flag_is_decided_once_and_has_a_reason() -> None:
 def test_locks_are_served_or_left_to_the_kernel(serve_locks: bool) -> None:
     flags = negotiate(NEWEST, max_write=1, refuse_open=False, serve_locks=serve_locks).flags
     assert (flags & (InitFlag.POSIX_LOCKS | InitFlag.FLOCK_LOCKS) != 0) is serve_locks
+
+
+@pytest.mark.parametrize("allow_idmap", [True, False])
+def test_owners_may_be_shifted_again_only_where_that_is_said(allow_idmap: bool) -> None:
+    flags = negotiate(NEWEST, max_write=1, refuse_open=False, allow_idmap=allow_idmap).flags
+    assert (InitFlag.ALLOW_IDMAP in flags) is allow_idmap
 
 
 def test_the_smaller_minor_version_counts() -> None:
