@@ -114,13 +114,16 @@ class Locks:
 
     def take(self, wanted: Wanted) -> bool:
         """Lock, or unlock; False where somebody else's lock is in the way."""
-        if wanted.kind == NONE and wanted.inode not in self._files:
-            return True
-        file = self._file(wanted.inode)
+        inode = wanted.inode
+        file = self._files.get(inode)
+        if file is None:
+            if wanted.kind == NONE:
+                return True
+            file = self._file(inode)
         try:
             return self._take(file, wanted) is True
         finally:
-            self._let_go(wanted.inode, file)
+            self._let_go(inode, file)
 
     def wait(self, wanted: Wanted) -> Waiter:
         """Lock as soon as possible. EDEADLK where those in the way wait for locks of the same owner."""
@@ -221,7 +224,7 @@ class Locks:
             finally:
                 self._look_at_waiters(file)
             return True
-        if file.conflict(wanted) is not None:
+        if file.ranges.conflict(owner, start, end, kind) is not None:
             return False
         # Others hold no more than this of the range: together that is it.
         blocked = file.real.lock(start, end, kind)

@@ -22,6 +22,7 @@ from .context import DONE, FOREVER, Context, Later, Payload, Result, not_support
 
 _FLOCK: Final = int(LkFlag.FLOCK)
 _KINDS: Final = (READ, WRITE, NONE)
+_new = tuple.__new__
 _NO_DESCRIPTOR: Final = frozenset({errno.EMFILE, errno.ENFILE})
 
 
@@ -122,4 +123,4 @@ def _wanted(ctx: Context, header: Header, request: Lk) -> Wanted:
         raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
     # The kernel's word for an open file may be another's as soon as that is closed, and its RELEASE comes later.
     owner = request.fh if whole else request.owner
-    return Wanted(inode, owner, request.pid, request.fh, start, end, request.type, whole)
+    return _new(Wanted, (inode, owner, request.pid, request.fh, start, end, request.type, whole))
