@@ -89,7 +89,8 @@ def _prefix(user: int | None) -> list[str]:
 @contextmanager
 def requests_during(mount: Mount) -> Iterator[Counter[str]]:
     """The requests that the body causes, by opcode, filled in when it ends. What reading the counters itself
-    costs is measured before, and left out."""
+    costs is measured before, and left out; so is what is still to be told of earlier changes in the layers."""
+    mount.settled()
     first = mount.requests()
     before = mount.requests()
     reading = before - first

@@ -54,6 +54,6 @@ def test_a_copy_that_takes_long_is_told_of_while_it_lasts(tmp_path: Path) -> Non
             os.kill(slow.pid, signal.SIGCONT)
             writer.join()
         assert (copy["name"], copy["bytes"], copy["of"]) == ("/large", 0, SIZE)
-        assert copy["seconds"] > 1
+        assert copy["seconds"] >= 1  # rounded
         assert mount.status()["copies"] == []
         assert (layers.upper / "large").stat().st_size == SIZE
