@@ -5,7 +5,7 @@
 RUN_PACKAGES := python3 python3-venv fuse3
 DEMO_PACKAGES := $(RUN_PACKAGES) util-linux busybox-static
 TEST_PACKAGES := $(DEMO_PACKAGES) python3-pip uidmap attr acl libcap2-bin e2fsprogs xfsprogs btrfs-progs strace inotify-tools bindfs \
-	fuse-overlayfs sshfs openssh-sftp-server gcc libc6-dev make dpkg-dev debootstrap podman crun buildah
+	fuse-overlayfs sshfs openssh-sftp-server gcc libc6-dev make dpkg-dev debootstrap podman crun buildah systemd-container
 
 # The virtual environment of this checkout, where every user may execute it.
 CACHE ?= $(if $(filter 0,$(shell id -u)),/var/cache,$(or $(XDG_CACHE_HOME),$(HOME)/.cache))
