@@ -8,7 +8,7 @@ import os
 from typing import Final
 
 from shiftfs.descriptors import is_directory
-from shiftfs.sys import files
+from shiftfs.sys import files, privileges
 
 from . import whiteout, xattrs
 from .entry import Entry, Real
@@ -18,6 +18,18 @@ from .mutate import Mutation
 from .workdir import WorkDirectory
 
 _NOT_SUPPORTED: Final = frozenset({errno.EINVAL, errno.ENOSYS, errno.EPERM, errno.EOPNOTSUPP})
+
+
+def keeps_redirects(redirect_dir: str, metacopy: bool, work: WorkDirectory) -> bool:
+    """May directories with lower parts be renamed?
+
+    With `auto` not in a user namespace where we write user.*, unless `metacopy` needs redirects anyway. Neither
+    fuse-overlayfs nor the kernel's own overlay there follows them, and both are put to work on the storage of
+    containers: what has been renamed would have lost its content for them.
+    """
+    if redirect_dir != "auto":
+        return redirect_dir == "on"
+    return metacopy or work.prefix != xattrs.USER or privileges.in_initial_namespace()
 
 
 class Renaming:

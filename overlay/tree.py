@@ -23,7 +23,7 @@ from .lookup import Lookup
 from .merge import Part
 from .mutate import Mutation
 from .numbers import Numbers
-from .renaming import Renaming
+from .renaming import Renaming, keeps_redirects
 from .stack import Stack
 from .visible import Visible
 
@@ -38,7 +38,9 @@ class _Writing:
         self.work = layers.work
         self.copies = CopyUp(layers, lookup, self.work, metacopy, any_owner)
         self.names = Mutation(layers, lookup, self.work, self.copies)
-        self.renaming = Renaming(layers, lookup, self.work, self.names, redirect_dir == "on")
+        self.renaming = Renaming(
+            layers, lookup, self.work, self.names, keeps_redirects(redirect_dir, metacopy, self.work)
+        )
 
     def describe(self) -> dict[str, object]:
         """What is written on the upper, for `status`."""
@@ -57,11 +59,11 @@ class OverlayTree:
     layered = True
 
     def __init__(
-        self, stack: Stack, bound: int, unlinked: int = 1024, *, redirect_dir: str = "on", metacopy: bool = False,
+        self, stack: Stack, bound: int, unlinked: int = 1024, *, redirect_dir: str = "auto", metacopy: bool = False,
         noatime: bool = True, nodiratime: bool = True, ghost: str = "keep", view: View = WHOLE, narrow: bool = False,
         any_owner: bool = False,
     ) -> None:  # fmt: skip
-        """`bound` and `unlinked` as for SourceTree. `redirect_dir`: on, off, follow or nofollow, as the kernel's.
+        """`bound` and `unlinked` as for SourceTree. `redirect_dir`: on, off, follow or nofollow, as the kernel's; auto.
         `ghost`: keep or drop directories of the upper whose lower ones have disappeared. `narrow`: inode numbers have
         32 bits. `any_owner`: who owns what is copied up is not seen, so it may be we."""
         self.view = view

@@ -97,9 +97,10 @@ layers:
                       show these directories as one, instead of SOURCE; \\: is a colon in a path
   upperdir=DIRECTORY  take all changes here; without, the mount is read-only
   workdir=DIRECTORY   for this mount's own use, on the filesystem of upperdir
-  redirect_dir=on|off|follow|nofollow
-                      renamed directories of lowers leave redirects, which are followed (on, default); such
-                      renames are refused: redirects are followed (off, follow), or not even that (nofollow)
+  redirect_dir=auto|on|off|follow|nofollow
+                      renamed directories of lowers leave redirects, which are followed (on); such renames are
+                      refused: redirects are followed (off, follow), or not even that (nofollow); auto, the
+                      default, is on, but off in a user namespace
   metacopy=on|off     changes of owner, mode, times or xattrs copy no content up, or do (default)
   index=on|off        hard links of lowers stay together when copied up (default), or part
   volatile            sync nothing; after a crash the upper is not to be used

@@ -78,7 +78,7 @@ class MountOptions:
     lowerdirs: tuple[bytes, ...] = ()  # from top to bottom; none: the source is shown as it is
     upperdir: bytes | None = None  # None, with lowerdirs: read_only
     workdir: bytes | None = None  # as upperdir
-    redirect_dir: Literal["on", "off", "follow", "nofollow"] = "on"
+    redirect_dir: Literal["auto", "on", "off", "follow", "nofollow"] = "auto"
     metacopy: bool = False
     index: bool = True
     volatile: bool = False
@@ -282,7 +282,7 @@ class _Options:
             flags["read_only"] = True
             if flags.pop("volatile", False):
                 self._note("volatile does nothing here: nothing is written without upperdir")
-        elif values.get("metacopy") and values.get("redirect_dir", "on") != "on":
+        elif values.get("metacopy") and values.get("redirect_dir", "auto") not in ("auto", "on"):
             raise UsageError(
                 f"metacopy=on and redirect_dir={values['redirect_dir']} cannot go together: a redirect leads"
                 " from a renamed file to its content; keep one"

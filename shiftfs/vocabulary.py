@@ -207,7 +207,7 @@ VALUED: Final[Mapping[str, _Valued]] = {
     ),
     "upperdir": _Valued(_name, "the directory that takes all changes"),
     "workdir": _Valued(_name, "a directory beside upperdir, for this mount alone"),
-    "redirect_dir": _Valued(_one_of("on", "off", "follow", "nofollow"), "on, off, follow or nofollow"),
+    "redirect_dir": _Valued(_one_of("auto", "on", "off", "follow", "nofollow"), "auto, on, off, follow or nofollow"),
     "metacopy": _Valued(_switch, "on or off"),
     "index": _Valued(_switch, "on or off"),
     "locks": _Valued(_one_of("mount", "layers"), "mount or layers"),

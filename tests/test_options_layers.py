@@ -88,14 +88,14 @@ def test_the_mountpoint_may_not(operands: list[str], said: str) -> None:
 
 def test_the_defaults() -> None:
     parsed = parse(f"lowerdir=/l,{PAIR}")
-    assert (parsed.redirect_dir, parsed.metacopy, parsed.index, parsed.ghost) == ("on", False, True, "keep")
+    assert (parsed.redirect_dir, parsed.metacopy, parsed.index, parsed.ghost) == ("auto", False, True, "keep")
     assert not (parsed.volatile or parsed.userxattr or parsed.notes)
 
 
 @pytest.mark.parametrize(
     ("text", "field", "expected"),
     [
-        *((f"redirect_dir={word}", "redirect_dir", word) for word in ("on", "off", "follow", "nofollow")),
+        *((f"redirect_dir={word}", "redirect_dir", word) for word in ("auto", "on", "off", "follow", "nofollow")),
         ("metacopy=on", "metacopy", True),
         ("metacopy=on,metacopy=off", "metacopy", False),
         ("index=on", "index", True),
@@ -137,7 +137,7 @@ def test_without_an_upper_volatile_is_told_to_do_nothing() -> None:
         ("lowerdir=/l,upperdir=,workdir=/w", "'upperdir=' cannot be"),
         ("lowerdir=/l,upperdir", "upperdir needs a value"),
         ("lowerdir", "lowerdir needs a value"),
-        ("lowerdir=/l,redirect_dir=maybe", "'redirect_dir=maybe' cannot be; redirect_dir takes on, off, follow"),
+        ("lowerdir=/l,redirect_dir=maybe", "'redirect_dir=maybe' cannot be; redirect_dir takes auto, on, off, follow"),
         ("lowerdir=/l,metacopy=1", "'metacopy=1' cannot be; metacopy takes on or off"),
         ("lowerdir=/l,index=", "'index=' cannot be; index takes on or off"),
         ("lowerdir=/l,ghost=on", "'ghost=on' cannot be; ghost takes keep or drop"),

@@ -120,23 +120,37 @@ def test_marks_are_those_of_users(inside: Layers, namespace: UserNamespace) -> N
     assert (status.st_uid, status.st_gid) == (FIRST, FIRST)
 
 
-def test_directories_are_renamed(inside: Layers, namespace: UserNamespace) -> None:
-    """The kernel reads no redirects that users may write, unless told; its mount makes none."""
+def test_directories_with_lower_parts_stay_where_they_are(inside: Layers, namespace: UserNamespace) -> None:
+    """Neither fuse-overlayfs nor the kernel there follows redirects: what is below would be gone for them."""
 
     def work(path: Path) -> None:
-        if inside.kind == "kernel":
-            refuses(errno.EXDEV, (path / "dir").rename, path / "new")
-            return
+        refuses(errno.EXDEV, (path / "dir").rename, path / "new")
+        run(["mv", path / "dir", path / "new"])
+
+    mounted(inside, namespace, work)
+    assert read_tree(inside.upper / "new") == {
+        "gone": b"",
+        "linked": b"content",
+        "one": b"1",
+        "two": b"2",
+        "sub": {"deep": b""},
+    }
+
+
+@pytest.mark.parametrize("options", [("redirect_dir=on",), ("metacopy=on",)], ids=str)
+def test_directories_are_renamed_where_that_is_asked_for(
+    ours_inside: Layers, namespace: UserNamespace, options: tuple[str, ...]
+) -> None:
+    def work(path: Path) -> None:
         (path / "dir").rename(path / "new")
         (path / "new/sub").rename(path / "sub")
         assert sorted(os.listdir(path / "new")) == ["gone", "linked", "one", "two"]
 
-    mounted(inside, namespace, work)
-    if inside.kind == "shiftfs":
-        assert os.getxattr(inside.upper / "new", "user.overlay.redirect") == b"dir"
-        shown = mounted(inside, namespace, read_tree)
-        assert shown["new"] == {"gone": b"", "linked": b"content", "one": b"1", "two": b"2"}
-        assert shown["sub"] == {"deep": b""}
+    mounted(ours_inside, namespace, work, *options)
+    assert os.getxattr(ours_inside.upper / "new", "user.overlay.redirect") == b"dir"
+    shown = mounted(ours_inside, namespace, read_tree)
+    assert shown["new"] == {"gone": b"", "linked": b"content", "one": b"1", "two": b"2"}
+    assert shown["sub"] == {"deep": b""}
 
 
 def test_hard_links_survive_copy_up_and_remount(ours_inside: Layers, namespace: UserNamespace) -> None:
