@@ -22,7 +22,7 @@ from harness.commands import (
 from harness.layered import Layers
 from harness.shifted import Mount, mounted
 
-USER = 65533
+USER, OTHER = 65533, 65532
 FIRST = 100000
 """Container root, on the host."""
 

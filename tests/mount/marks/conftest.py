@@ -9,7 +9,7 @@ import pytest
 
 from harness import Layers
 from harness.inside import Place
-from harness.marks import Container, Marked, container, hidden_directory, marked, named
+from harness.marks import OTHER, Container, Marked, container, hidden_directory, marked, named
 
 
 @pytest.fixture
@@ -22,6 +22,14 @@ def mark() -> Iterator[Marked]:
 def user(mark: Marked) -> Iterator[Container]:
     """Whose namespaces were made after the mark, which he sees."""
     with container() as made:
+        yield made
+
+
+@pytest.fixture
+def other(mark: Marked) -> Iterator[Container]:
+    """Another user, who has mounted already, and works; and may mount anew at any time."""
+    with container((0, 300000, 65536), owner=OTHER) as made:
+        made.mount(mark.path)
         yield made
 
 
