@@ -51,6 +51,7 @@ _SIGNALS: Final = (*_ENDING, signal.SIGUSR1)
 _MOST_WAITS: Final = 256
 _PER_LOCKED: Final = 16
 """Descriptors that a file may come to with its locks, and more: others need some too."""
+_LOCKING_MOUNTS: Final = 8
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -212,7 +213,8 @@ class Mount:
             self._log("there is no directory for locks that mounts share: lower files are locked by themselves")
         most = max(64, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // _PER_LOCKED)
         waits = self._loop.wait_aside
-        if self._marking is not None:  # one mount's waiters leave room for the others'
+        if self._marking is not None:  # one mount's locks and waiters leave room for the others'
+            most = max(8, most // _LOCKING_MOUNTS)
             waits = partial(waits, group=id(tree), most=_MOST_WAITS)
         locks = Locks(lambda inode: files_of(tree, places, inode.entry), waits, most)
         tree.on_copy(lambda entry, made: locks.copied_up(entry, lambda: RealFile("upper", opener(_duplicate(made)))))

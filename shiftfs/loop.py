@@ -179,6 +179,7 @@ class Loop:
         self._workers = 0
         self._running_calls = 0
         self._lost = 0
+        self._more_workers = 0
         self._stopping = False
         self._linger_until = 0.0
         self._messengers: dict[Hashable, _Messengers] = {}
@@ -290,8 +291,10 @@ class Loop:
 
     def wait_aside(self, call: Call, done: Done, group: Hashable = None, most: int = _MAX_WAITS) -> Callable[[], None]:
         """Like `submit`, for a call that waits for something outside for as long as that takes: it takes no worker from
-        others. What is returned calls it off. Too many are EAGAIN, also `most` of one group."""
-        if self._waits.threads >= _MAX_WAITS or self._waiting_of[group] >= most:
+        others. What is returned calls it off. Too many are EAGAIN; of one group also `most`, and more than are left for
+        others."""
+        left = _MAX_WAITS - self._waits.threads
+        if left <= 0 or (group is not None and self._waiting_of[group] >= min(most, left)):
             raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
 
         def ended(result: Any, error: BaseException | None) -> None:
@@ -303,6 +306,10 @@ class Loop:
         self._waiting_of[group] += 1
         return self._waits.start(call, ended)
 
+    def more_workers(self, count: int) -> None:
+        """There may be so many more of them, or less."""
+        self._more_workers += count
+
     def lost(self) -> None:
         """Nobody waits any more for one of the calls under way, which may be blocked for good."""
         self._lost += 1
@@ -313,7 +320,8 @@ class Loop:
         self._lost -= 1
 
     def _grow(self) -> None:
-        if self._running_calls > self._workers and self._workers < MAX_WORKERS + min(self._lost, _MAX_LOST):
+        most = MAX_WORKERS + self._more_workers + min(self._lost, _MAX_LOST)
+        if self._running_calls > self._workers and self._workers < most:
             self._workers += _started(self._work, "worker")
 
     def _work(self) -> None:

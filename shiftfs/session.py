@@ -80,6 +80,7 @@ class Session:
         one is on disk before it is answered (dirsync). `read_only`: nobody changes anything (EROFS). `trace` gets a
         line per request. `buffers`: those of all sessions of the loop, of this `max_write`."""
         self._loop = loop
+        self.submit = loop.submit
         self._buffers = buffers = buffers or Buffers(max_write)
         self._channel = Channel(fd, buffers)
         self._max_write = buffers.max_write
@@ -172,6 +173,14 @@ class Session:
             return
         if size:
             self._serve(size)
+
+    def pause(self) -> None:
+        """Leave further requests with the kernel."""
+        self._loop.remove(self._channel.fd)
+
+    def resume(self) -> None:
+        if self._channel.fd >= 0:
+            self._loop.add(self._channel.fd, self._ready)
 
     def _give_up(self, why: str) -> None:
         self._log(why)
@@ -311,7 +320,7 @@ class Session:
             if isinstance(call, Gate):
                 call.wait(lambda: self._step(waiting, None, None))
                 return
-            self._loop.submit(
+            self.submit(
                 lambda: call() if self._waiting.get(header.unique) is waiting else None,
                 lambda result, error: self._step(waiting, result, error),
             )
@@ -331,7 +340,7 @@ class Session:
         if isinstance(call, Gate):
             call.wait(lambda: self._step_aside(steps, None, None))
         else:
-            self._loop.submit(call, lambda result, error: self._step_aside(steps, result, error))
+            self.submit(call, lambda result, error: self._step_aside(steps, result, error))
 
     def _let_go_ended(self, unique: int) -> None:
         self.context.interrupted.discard(unique)
@@ -373,7 +382,7 @@ class Session:
             self._fail(waiting.header, waiting.began, InterruptedError(errno.EINTR, "killed"))
 
     def _aside(self, call: Work) -> None:
-        self._loop.submit(call, self._aside_done)
+        self.submit(call, self._aside_done)
 
     def _aside_done(self, result: Any, error: BaseException | None) -> None:
         if error is not None:

@@ -43,11 +43,13 @@ class Refused(Exception):
 
 
 class Owner(NamedTuple):
-    """Whose the new mount is: who made the user namespace, and its uids and gids, shown inside and real outside."""
+    """Whose the new mount is: who made the user namespace, its uids and gids, shown inside and real outside, and the
+    `user` for whom it counts."""
 
     uid: int
     uids: IdMap
     gids: IdMap
+    user: Hashable
 
 
 class Derived(Protocol):
@@ -236,14 +238,14 @@ class Broker:
             raise Malformed("options that are none")
         assert visitor.offer is not None
         terms, _ = visitor.offer
-        owner = self._owner(peer, terms)
+        owner = self._owner(peer, terms, visitor.user)
         self._check_room(visitor, owner, terms)
         visitor.owner = owner
         visitor.options = asked | terms.options
         visitor.step = self._hands_over
         self._answer(visitor, OK, b",".join(sorted(visitor.options)))
 
-    def _owner(self, peer: handover.Peer, terms: Terms) -> Owner:
+    def _owner(self, peer: handover.Peer, terms: Terms, user: Hashable) -> Owner:
         """Raises Refused, OSError, MapError."""
         namespace = peer.namespace("user")
         try:
@@ -264,7 +266,7 @@ class Broker:
         # Whoever leaves a user namespace for one in it does not come back: all this was said of one and the same.
         if handover.identity(peer.namespace("user")) != identity:
             raise Refused("you have changed your user namespace meanwhile")
-        return Owner(uid, uids.inverse, gids.inverse)
+        return Owner(uid, uids.inverse, gids.inverse, user)
 
     def _check_room(self, visitor: Visitor, owner: Owner, terms: Terms) -> None:
         """Root may have all; another half of them, so that nobody has them all. Raises Refused."""

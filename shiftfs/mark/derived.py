@@ -5,7 +5,8 @@ Owns its session, and what follows the layers for it, until the mount is gone. L
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass
 from typing import Any
 
 from .. import __version__
@@ -18,39 +19,40 @@ from ..reflect.hub import Hub
 from ..reflect.journal import Journal
 from ..reflect.reflection import Reflection
 from ..session import Session
+from ..shares import Common, Share
 from ..shift.idmap import IdMap
+from ..tree import Tree
 from .broker import Owner, Tell
+from .limits import Size
 from .neighbours import Neighbours
 from .protocol import READ_ONLY
 from .remote_agent import RemoteAgent
 from .shared import SharedTree
+from .turns import Turns
 
 _NOTICE_THREADS = 8
 """Notices may wait for whoever has mounted, who may wait for good: not with threads that others need."""
 
 
+@dataclass(frozen=True, slots=True)
 class Served:
-    """What all mounts of one mark have in common."""
+    """What all mounts of one mark have in common. `hub` is None where layers are not followed, `locks` where they stay
+    with the kernel."""
 
-    def __init__(
-        self, loop: Loop, tree: SharedTree, uids: IdMap, gids: IdMap, *, timeout: float, serves_open: bool,
-        max_write: int, watch: str, hub: Hub | None, neighbours: Neighbours,
-        locks: Callable[[Any], Locks] | None, log: Callable[[str], None],
-    ) -> None:  # fmt: skip
-        """`hub` is None where layers are not followed, `locks` where they stay with the kernel."""
-        self.loop = loop
-        self.tree = tree
-        self.uids = uids
-        self.gids = gids
-        self.timeout = timeout
-        self.serves_open = serves_open
-        self.max_write = max_write
-        self.buffers = Buffers(max_write)
-        self.watch = watch
-        self.hub = hub
-        self.neighbours = neighbours
-        self.locks = locks
-        self.log = log
+    loop: Loop
+    tree: SharedTree
+    uids: IdMap
+    gids: IdMap
+    timeout: float
+    serves_open: bool
+    buffers: Buffers
+    watch: str
+    hub: Hub | None
+    neighbours: Neighbours
+    locks: Callable[[Tree], Locks] | None
+    open_files: Common
+    workers: Common
+    log: Callable[[str], None]
 
 
 class DerivedMount:
@@ -71,7 +73,7 @@ class DerivedMount:
             served.loop, fd, self._tree, served.uids, served.gids,
             timeout=served.timeout,
             serves_open=served.serves_open,
-            max_write=served.max_write,
+            max_write=served.buffers.max_write,
             report=self._report,
             log=served.log,
             read_only=READ_ONLY in options,
@@ -79,7 +81,10 @@ class DerivedMount:
         )  # fmt: skip
         session.context.inside = Inside(owner.uids, owner.gids)
         session.context.credentials.acts_for_itself = False  # callers there bear the same ids
+        session.context.open_files = Share(served.open_files)
         session.is_somebody_elses = True
+        self._turns = Turns(served.loop, served.workers, session.pause, session.resume)
+        session.submit = self._turns.submit
         served.loop.confine(session, _NOTICE_THREADS)
         session.on_ready = self._ready
         session.on_end = self._gone
@@ -107,6 +112,17 @@ class DerivedMount:
         """Serve it no more: whoever is on it gets ENOTCONN."""
         self.session.end()
 
+    @property
+    def user(self) -> Hashable:
+        return self.owner.user
+
+    def size(self) -> Size:
+        context = self.session.context
+        waiting = self._served.loop.backlog(self.session)
+        if self._reflection is not None:
+            waiting += self._reflection.progress()[0]
+        return Size(len(context.inodes), len(context.handles), int(context.listings.currsize), waiting)
+
     def tick(self, now: float) -> bool:
         """Now and then; True if it is to be called again. An agent that has done nothing for long is none: what it was
         to do would be kept for good."""
@@ -125,6 +141,9 @@ class DerivedMount:
         if context.locks is not None:
             context.locks.close()
         context.handles.clear()
+        context.kept.clear()
+        context.open_files.leave()
+        self._turns.leave()
         self._leave_tree()
         self._served.loop.disband(self.session)
         _release_all(context.inodes, self._tree.release)

@@ -10,6 +10,7 @@ import socket
 from collections.abc import Callable
 
 from .. import runtime
+from ..channel import Buffers
 from ..locks.table import Locks
 from ..loop import Loop
 from ..mount import MountError
@@ -17,11 +18,13 @@ from ..options import MountOptions
 from ..reflect.ending import Ending
 from ..reflect.hub import Hub
 from ..reflect.watchers import new_source
+from ..shares import Common
 from ..sys import privileges
 from ..tree import Tree
 from . import client, exposure, protocol
 from .broker import Broker, Derived, Owner, Serve, Tell, Terms, listen
 from .derived import DerivedMount, Served
+from .limits import Limits
 from .neighbours import Neighbours
 from .shared import SharedTree
 
@@ -117,8 +120,11 @@ class Marking:
     drop_privileges = staticmethod(drop_privileges)
 
     def __init__(
-        self, loop: Loop, options: MountOptions, tree: Tree, users: frozenset[int] | None, log: Callable[[str], None]
-    ) -> None:
+        self, loop: Loop, options: MountOptions, tree: Tree, users: frozenset[int] | None, log: Callable[[str], None],
+        limits: Limits | None = None,
+    ) -> None:  # fmt: skip
+        """`limits`: of all mounts of the process, if there are others than those of this mark."""
+        self._limits = limits or Limits(log)
         self._loop = loop
         self._options = options
         self._users = users
@@ -160,19 +166,21 @@ class Marking:
         """What makes mounts of it out of connections."""
         options = self._options
         served = Served(
-            self._loop, self.tree, options.uidmap, options.gidmap,
-            timeout=options.timeout, serves_open=serves_open, max_write=max_write, watch=options.watch,
-            hub=self.hub, neighbours=self.neighbours, locks=locks, log=self._log,
-        )  # fmt: skip
+            self._loop, self.tree, options.uidmap, options.gidmap, options.timeout, serves_open, Buffers(max_write),
+            options.watch, self.hub, self.neighbours, locks, Common(self.tree.bound, 1), self._limits.workers,
+            self._log,
+        )
 
         def serve(fd: int, owner: Owner, asked: frozenset[bytes], tell: Tell) -> Derived:
             derived = DerivedMount(served, fd, owner, asked, tell, self._has_ended)
             self.mounts.add(derived)
+            self._limits.mounts.add(derived)
             return derived
 
         return serve
 
     def tick(self, now: float) -> bool:
+        self._limits.look(now)
         is_due = self._ending is not None and self._ending.look(now)
         is_due = (self._broker is not None and self._broker.tick(now)) or is_due
         return any([derived.tick(now) for derived in list(self.mounts)]) or is_due
@@ -190,6 +198,7 @@ class Marking:
     def _has_ended(self, derived: DerivedMount) -> None:
         self.has_lost_some = True
         self.mounts.discard(derived)
+        self._limits.mounts.discard(derived)
         self.ended(derived)
         if not self.mounts:
             self._alone()

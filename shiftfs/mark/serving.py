@@ -22,6 +22,7 @@ from ..sys import privileges
 from ..tree import Descriptor, RealKey
 from . import marking, permanent, protocol
 from .broker import Broker, Derived, Owner, Refused, Serve, Tell, Terms
+from .limits import Limits
 from .marking import Marking
 
 _FIRST_PASSED = 3
@@ -47,6 +48,7 @@ class Server:
         """Raises MountError."""
         self._log = log
         self._loop = Loop()
+        self._limits = Limits(log)
         self._trees: dict[RealKey, _Tree] = {}
         bound, _ = raise_descriptor_limit(0)
         self._bound = max(bound // _TREES, 32)
@@ -119,7 +121,7 @@ class Server:
             tree, _ = open_tree(options, self._bound, self._bound, self._log)
         except MountError as error:
             raise Refused(str(error)) from None
-        marked = Marking(self._loop, options, tree, None, self._log)
+        marked = Marking(self._loop, options, tree, None, self._log, self._limits)
         marked.ended = self._broker.ended
         return _Tree(marked, marked.serving(serves_open=False, max_write=_MAX_WRITE, locks=None))
 

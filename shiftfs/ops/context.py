@@ -11,10 +11,11 @@ from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from typing import Any, Final, NamedTuple, Protocol
 
-from cachetools import FIFOCache, LRUCache
+from cachetools import LRUCache
 
 from ..inodes import Inode, InodeTable
 from ..locks.table import Locks
+from ..shares import alone
 from ..shift.credentials import Credentials
 from ..shift.idmap import UNMAPPED, IdMap
 from ..sys import process
@@ -126,8 +127,10 @@ class Context:
         """Files whose content workers are changing."""
         self.executed: Counter[Inode] = Counter()
         """Open files that are being executed."""
-        self.kept: FIFOCache[Any, None] = FIFOCache(max(tree.descriptors()["bound"] // 2, 8))
-        """The open files that hold a descriptor: callers may open more files than we may have descriptors."""
+        self.kept: dict[Any, None] = {}
+        """The open files that hold a descriptor of their inode's, the one that was opened first in front."""
+        self.open_files = alone(max(tree.descriptors()["bound"] // 2, 8))
+        """How many hold a descriptor at all: callers may open more files than we may have descriptors."""
         self.reports: dict[str, tuple[object, bytes]] = {}
         self.owner = os.geteuid()
         self.also_up: Callable[[Inode], None] = lambda inode: None

@@ -87,6 +87,7 @@ def _truncate(ctx: Context, header: Header, inode: Inode, kills_set_ids: bool) -
     descriptor = yield from files.opened(ctx, header, inode, writable=True, size=0)
     with ctx.working_on(inode):
         yield partial(os.ftruncate, descriptor.fd, 0)
+    files.drop_capability(ctx, inode)
     if kills_set_ids:
         files.kill_set_ids(ctx, inode)
 
@@ -157,12 +158,22 @@ def _cached(flags: int) -> int:
 
 
 def _handle(ctx: Context, opened: OpenFile) -> int:
+    """ENFILE where it needs a descriptor to itself, and all that there may be are such."""
+    while ctx.kept and not ctx.open_files.has_room:
+        oldest = next(iter(ctx.kept))
+        del ctx.kept[oldest]
+        oldest.kept = None
+        ctx.open_files.give_back()
+    if ctx.open_files.has_room:
+        ctx.open_files.take()
+        if opened.kept is not None:
+            ctx.kept[opened] = None
+    elif opened.kept is None:
+        raise OSError(errno.ENFILE, os.strerror(errno.ENFILE))
+    else:
+        opened.kept = None
     ctx.last_handle += 1
     ctx.handles[ctx.last_handle] = opened
-    if opened.kept is not None:
-        if len(ctx.kept) >= ctx.kept.maxsize:
-            ctx.kept.popitem()[0].kept = None
-        ctx.kept[opened] = None
     return ctx.last_handle
 
 
@@ -201,7 +212,10 @@ def release(ctx: Context, header: Header, request: requests.Release) -> Payload:
 
 
 def _let_go(ctx: Context, opened: OpenFile) -> None:
-    ctx.kept.pop(opened, None)
+    if opened.kept is not None:
+        del ctx.kept[opened]
+    if opened.kept is not None or opened.descriptor is not None:
+        ctx.open_files.give_back()
     if opened.executed is not None:
         ctx.executed[opened.executed] -= 1
         if not ctx.executed[opened.executed]:

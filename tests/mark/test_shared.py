@@ -1,5 +1,6 @@
 """One tree for several mounts: what each of them uses, and what is left when it goes."""
 
+import errno
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -78,3 +79,76 @@ def test_whoever_has_left_hears_of_no_copies(shared: SharedTree) -> None:
     leave_other()
     shared._has_copied(None, -1)
     assert heard == ["one", "other", "other"]
+
+
+# Files that have no name any more
+
+
+def removed(tree: Tree, name: bytes) -> Any:
+    """What was just made and removed, and is in use."""
+    tree.create(tree.root, name, 0o600)
+    entry = found(tree, name)
+    try:
+        tree.unlink(tree.root, name, entry)
+    except OSError:
+        tree.release(entry)
+        raise
+    return entry
+
+
+def hoard(tree: Tree, number: int) -> list[Any]:
+    """As many of them as it may have."""
+    hoarded = []
+    with pytest.raises(OSError) as refusal:
+        for count in range(1000):
+            hoarded.append(removed(tree, b"%d-%d" % (number, count)))
+    assert refusal.value.errno == errno.ENFILE
+    return hoarded
+
+
+def test_nobody_keeps_more_removed_files_than_are_left_to_others(shared: SharedTree) -> None:
+    trees = [shared.use()[0] for _ in range(5)]
+    hoarded = [hoard(tree, number) for number, tree in enumerate(trees)]
+    counts = [len(one) for one in hoarded]
+    assert sum(counts) <= shared.bound and counts[0] <= shared.bound // 2
+    assert min(counts) >= 1
+    # Who has too many may do all else, and lets them go.
+    for tree, one in zip(trees, hoarded, strict=True):
+        for entry in one:
+            tree.release(entry)
+    again = hoard(trees[4], 5)
+    assert len(again) == counts[0]
+    for entry in again:
+        trees[4].release(entry)
+
+
+def test_who_removes_what_another_hoards_is_not_hindered(shared: SharedTree) -> None:
+    """The other pays for it, and loses what he has no room for."""
+    hoarder, other = shared.use()[0], shared.use()[0]
+    kept = []
+    for number in range(200):
+        name = b"of-both-%d" % number
+        other.create(other.root, name, 0o600)
+        kept.append(found(hoarder, name))
+        entry = found(other, name)
+        other.unlink(other.root, name, entry)
+        other.release(entry)
+    assert hoarder.attributes(kept[0]).nlink == 0
+    with pytest.raises(OSError) as lost:
+        hoarder.attributes(kept[-1])
+    assert lost.value.errno == errno.ESTALE
+    other.release(removed(other, b"own"))
+    for entry in kept:
+        hoarder.release(entry)
+    assert shared._removed.taken == 0
+
+
+def test_an_unnamed_file_that_gets_a_name_counts_no_more(shared: SharedTree) -> None:
+    tree = shared.use()[0]
+    for number in range(shared.bound):
+        _, _, entry = tree.tmpfile(tree.root, 0o600)
+        tree.link(entry, tree.root, b"linked-%d" % number)
+        tree.release(entry)
+    hoarded = [tree.tmpfile(tree.root, 0o600)[2] for _ in range(8)]
+    for entry in hoarded:
+        tree.release(entry)

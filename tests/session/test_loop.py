@@ -271,3 +271,24 @@ def test_stop_and_wake_from_a_signal_handler(loop: Loop) -> None:
 def test_wake_never_blocks(loop: Loop) -> None:
     os.eventfd_write(loop._wake, 2**64 - 2)  # full
     loop.wake()
+
+
+def test_waiting_aside_leaves_room_for_others(loop: Loop, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many groups wait for as much as they can."""
+    monkeypatch.setattr(loop_module, "_MAX_WAITS", 32)
+    gate, ended = threading.Event(), list[object]()
+
+    def wait_for_all(group: str | None) -> int:
+        begun = 0
+        with contextlib.suppress(BlockingIOError):
+            while begun < 100:
+                loop.wait_aside(lambda: gate.wait(LIMIT), lambda result, error: ended.append(result), group, most=20)
+                begun += 1
+        return begun
+
+    counts = [wait_for_all(f"group {number}") for number in range(3)]
+    assert counts == [16, 8, 4]
+    assert wait_for_all(None) == 4, "who is of no group has all the rest"
+    gate.set()
+    with running(loop):
+        wait_until(lambda: len(ended) == 32, "all have ended", LIMIT)
