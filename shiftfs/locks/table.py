@@ -121,7 +121,7 @@ class Locks:
                 return True
             file = self._file(inode)
         try:
-            return self._take(file, wanted) is True
+            return self._take(file, wanted) is None
         finally:
             self._let_go(inode, file)
 
@@ -210,12 +210,12 @@ class Locks:
             del self._files[inode]
             file.real.close()
 
-    def _take(self, file: _File, wanted: Wanted) -> bool | RealFile:
-        """True if it is held now; else False if a lock of the mount is in the way, or the real file where one of
-        somebody outside is."""
+    def _take(self, file: _File, wanted: Wanted) -> Held | RealFile | None:
+        """None if it is held now; else what is in the way: a lock of the mount, or the real file where one of somebody
+        outside is."""
         return self._take_whole(file, wanted) if wanted.whole else self._take_range(file, wanted)
 
-    def _take_range(self, file: _File, wanted: Wanted) -> bool | RealFile:
+    def _take_range(self, file: _File, wanted: Wanted) -> Held | RealFile | None:
         _, owner, pid, fh, start, end, kind, _ = wanted
         if kind == NONE:
             file.ranges.set(owner, start, end, kind, pid, fh)
@@ -223,9 +223,10 @@ class Locks:
                 file.real.unlock(start, end)
             finally:
                 self._look_at_waiters(file)
-            return True
-        if file.ranges.conflict(owner, start, end, kind) is not None:
-            return False
+            return None
+        held = file.ranges.conflict(owner, start, end, kind)
+        if held is not None:
+            return held
         # Others hold no more than this of the range: together that is it.
         blocked = file.real.lock(start, end, kind)
         if blocked is not None:
@@ -235,27 +236,28 @@ class Locks:
         file.handles.add(fh)
         if frees:
             self._look_at_waiters(file)
-        return True
+        return None
 
-    def _take_whole(self, file: _File, wanted: Wanted) -> bool | RealFile:
+    def _take_whole(self, file: _File, wanted: Wanted) -> Held | RealFile | None:
         """What the owner held before goes first, also where it gets nothing instead (kernel flock_lock_inode)."""
         held = file.whole.get(wanted.owner)
         if held is not None and held.kind is wanted.kind:
-            return True
+            return None
         if held is not None:
             del file.whole[wanted.owner]
             file.real.unlock_whole(file.whole_kind)
             self._look_at_waiters(file)
         if wanted.kind == NONE:
-            return True
-        if file.conflict(wanted) is not None:
-            return False
+            return None
+        others = file.conflict(wanted)
+        if others is not None:
+            return others
         blocked = file.real.lock_whole(wanted.kind, file.whole_kind)
         if blocked is not None:
             return blocked
         file.whole[wanted.owner] = Held(wanted.owner, 0, END, wanted.kind, wanted.pid, wanted.fh)
         file.handles.add(wanted.fh)
-        return True
+        return None
 
     def _drop(self, inode: Inode, drop: Callable[[_File], list[tuple[int, int]]]) -> None:
         file = self._files.get(inode)
@@ -273,12 +275,12 @@ class Locks:
     # Those who wait.
 
     def _try(self, file: _File, waiter: Waiter) -> None:
-        outcome = self._take(file, waiter.wanted)
-        if outcome is True:
+        blocked = self._take(file, waiter.wanted)
+        if blocked is None:
             waiter.is_granted = True
-        elif outcome is not False:
-            self._wait_outside(file, waiter, outcome)
-        elif self._is_circle(waiter.wanted):
+        elif isinstance(blocked, RealFile):
+            self._wait_outside(file, waiter, blocked)
+        elif self._is_circle(waiter.wanted, blocked):
             raise OSError(errno.EDEADLK, os.strerror(errno.EDEADLK))
 
     def _wait_outside(self, file: _File, waiter: Waiter, blocked: RealFile) -> None:
@@ -350,20 +352,20 @@ class Locks:
         if not of_owner:
             del self._waiting[waiter.wanted.owner]
 
-    def _is_circle(self, wanted: Wanted) -> bool:
-        """Does whoever is in the way wait, himself or through others, for what the owner holds? Not asked of flock(2),
-        as by the kernel (fs/locks.c, posix_locks_deadlock)."""
+    def _is_circle(self, wanted: Wanted, held: Held | None) -> bool:
+        """`held` is in the way. Does its owner wait, himself or through others, for what he who wants it holds? Not asked
+        of flock(2), as by the kernel (fs/locks.c, posix_locks_deadlock)."""
         if wanted.whole:
             return False
         seen = set[int]()
-        due = [wanted]
-        while due and len(seen) < _LONGEST_CHAIN:
+        due: list[Wanted] = []
+        while True:
+            if held is not None and held.owner not in seen:
+                if held.owner == wanted.owner:
+                    return True
+                seen.add(held.owner)
+                due += [waiter.wanted for waiter in self._waiting.get(held.owner, ()) if not waiter.wanted.whole]
+            if not due or len(seen) >= _LONGEST_CHAIN:
+                return False
             one = due.pop()
             held = self._file(one.inode).conflict(one)
-            if held is None or held.owner in seen:
-                continue
-            if held.owner == wanted.owner:
-                return True
-            seen.add(held.owner)
-            due += [waiter.wanted for waiter in self._waiting.get(held.owner, ()) if not waiter.wanted.whole]
-        return False
