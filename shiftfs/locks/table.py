@@ -353,8 +353,8 @@ class Locks:
             del self._waiting[waiter.wanted.owner]
 
     def _is_circle(self, wanted: Wanted, held: Held | None) -> bool:
-        """`held` is in the way. Does its owner wait, himself or through others, for what he who wants it holds? Not asked
-        of flock(2), as by the kernel (fs/locks.c, posix_locks_deadlock)."""
+        """`held` is in the way. Does its owner wait, himself or through others, for what is held by who wants it? Not
+        asked of flock(2), as by the kernel (fs/locks.c, posix_locks_deadlock)."""
         if wanted.whole:
             return False
         seen = set[int]()
