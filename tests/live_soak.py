@@ -19,6 +19,7 @@ import stat
 import sys
 import tempfile
 import time
+import traceback
 from collections import Counter
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -135,7 +136,8 @@ def repeat(act: Callable[[random.Random], None], end: float, seed: int, pause: f
         except OSError as error:
             said[errno.errorcode.get(error.errno or 0, str(error.errno))] += 1
             if error.errno not in EXPECTED:
-                said[f"UNEXPECTED {error}"] += 1
+                calls = traceback.extract_tb(error.__traceback__)[1:]
+                said[f"UNEXPECTED {error} in {' > '.join(call.line or call.name for call in calls)}"] += 1
         time.sleep(pause * choose.random())
     return said
 
