@@ -33,13 +33,18 @@ class SharedTree:
         self._charged: dict[Any, TreeUse] = {}
         """What has no name any more, and to whose account that is: it is among those who use it."""
         self._copied: list[Callable[[Any, int], None]] = []
+        self._all: set[TreeUse] = set()
         tree.knows(self._known.get)
         tree.on_copy(self._has_copied)
 
     def use(self) -> tuple[Tree, Callable[[], None]]:
         """The tree as one mount sees it, and what to call when that is gone."""
         use = TreeUse(self, Share(self._removed))
+        self._all.add(use)
         return cast(Tree, use), use.leave
+
+    def left(self, use: "TreeUse") -> None:
+        self._all.discard(use)
 
     def known(self, key: RealKey) -> Any | None:
         return self._known.get(key)
@@ -103,6 +108,12 @@ class SharedTree:
         if use is not None:
             use.removed.give_back()
 
+    def check_listing(self, entry: Any) -> None:
+        """Let all who use a directory know if it has changed: the tree tells once."""
+        if self.tree.listing_changed(entry):
+            for use in self._all if entry is self.tree.root else self._uses.get(entry, [None])[1:]:
+                use.changed.add(entry)
+
     def on_copy(self, call: Callable[[Any, int], None]) -> Callable[[], None]:
         """Call it for each file that comes up; what is returned ends that."""
         self._copied.append(call)
@@ -121,6 +132,8 @@ class TreeUse:
 
     def __init__(self, shared: SharedTree, removed: Share) -> None:
         self.removed = removed
+        self.changed: set[Any] = set()
+        """Directories that have, and of which this mount has not been told yet."""
         self._shared = shared
         self._calls: list[Callable[[], None]] = []
         self._tree = tree = shared.tree
@@ -132,7 +145,19 @@ class TreeUse:
         return self._shared.entry(directory, name, key, place, self)
 
     def release(self, entry: Any) -> None:
+        self.changed.discard(entry)
         self._shared.release(entry, self)
+
+    def held(self, entry: Any) -> Any:
+        self._shared.check_listing(entry)
+        self.changed.discard(entry)
+        return self._tree.held(entry)
+
+    def listing_changed(self, entry: Any) -> bool:
+        self._shared.check_listing(entry)
+        is_new = entry in self.changed
+        self.changed.discard(entry)
+        return is_new
 
     def knows(self, entry_of: Callable[[RealKey], Any | None]) -> None:
         """All mounts know what one does."""
@@ -145,6 +170,7 @@ class TreeUse:
         for end in self._calls:
             end()
         self._calls.clear()
+        self._shared.left(self)
 
     def link(self, entry: Any, directory: Any, name: bytes) -> None:
         self._tree.link(entry, directory, name)

@@ -109,3 +109,35 @@ def test_both_at_once_lose_nothing(shared: Shared) -> None:
     seen = [user.shell("cat file") for user in (shared.one, shared.other)]
     for read in (*seen, (shared.layers.upper / "file").read_text()):
         assert read == "lower\n" + "line\n" * 200
+
+
+@pytest.mark.parametrize("layered", [True, False])
+def test_what_changes_shows_everywhere_where_nobody_follows_it(layered: bool) -> None:
+    """After `timeout`: what one of them does, and what is done in a lower part of a directory that merges, of which its
+    own times say nothing."""
+    layers = Layers(hidden_directory())
+    (layers.lower / "d").mkdir()
+    (layers.lower / "d/low").write_text("low\n")
+    with ExitStack() as stack:
+        options = named(layers) if layered else []
+        source = layers.base if layered else layers.lower
+        mark = stack.enter_context(marked("watch=off", "timeout=0.2", *options, source=source))
+        users = [stack.enter_context(container((0, first, 65536))) for first in (100000, 200000, 300000)]
+        for user in users:
+            user.mount(mark.path)
+        users[0].shell("echo high > d/high; ls d")
+
+        def all_show(names: str) -> None:
+            for user in (users[1], users[2], users[0]):  # each listing is made with what the one before has made of it
+                wait_until(lambda user=user: user.shell("ls d") == names, names, SOON)  # type: ignore[misc]
+
+        all_show("high\nlow\n")
+        (layers.lower / "d/lower").write_text("")
+        all_show("high\nlow\nlower\n")
+        (layers.lower / "d/lower").unlink()
+        all_show("high\nlow\n")
+        users[1].shell("mv d/high d/higher; rm d/low; mkdir d/new")
+        all_show("higher\nnew\n")
+        users[2].shell("echo more >> d/higher; rmdir d/new")
+        all_show("higher\n")
+        wait_until(lambda: users[0].shell("cat d/higher") == "high\nmore\n", "what was written", SOON)
