@@ -55,16 +55,17 @@ def has_mounted(options: MountOptions, is_initial: bool, say: Callable[[str], No
     if options.source is None or options.lowerdirs:
         return False
     device = mark_at(options.source)
+    note = say if options.debug else _say_nothing
     if device is not None and (options.mark or not is_initial):
         if not options.fake:
-            mount(options, device)
+            mount(options, device, note)
         return True
     if is_initial:
         return False
     why = f"{os.fsdecode(options.source)}: is not marked"
     try:
         if not options.fake and answers(protocol.PERMANENT):
-            mount(options, protocol.PERMANENT)
+            mount(options, protocol.PERMANENT, note)
             return True
     except MountError as error:
         why = str(error).removesuffix("; nothing was mounted")
@@ -72,24 +73,29 @@ def has_mounted(options: MountOptions, is_initial: bool, say: Callable[[str], No
     return False
 
 
-def mount(options: MountOptions, device: str) -> None:
+def _say_nothing(text: str) -> None:
+    """What only who debugs wants to know."""
+
+
+def mount(options: MountOptions, device: str, note: Callable[[str], None] = _say_nothing) -> None:
     """Mount the mark of this number; for PERMANENT, what is marked at the source's path. Raises MountError."""
+    source = options.source or b""
+    shown = os.fsdecode(source)
     default = MountOptions(options.source, options.mountpoint)
     if options.mark:
-        raise MountError(f"{os.fsdecode(options.source or b'')}: is a mark already; mark what it shows, or mount it")
+        raise MountError(f"{shown}: is a mark already; mark what it shows, or mount it")
     for name in MountOptions.__slots__:
         if name not in _OURS and getattr(options, name) != getattr(default, name):
             raise MountError(f"{name}: the mark has settled that; whoever marks a directory says how it is shown")
-    shown = os.fsdecode(options.source or b"")
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as connection:
         connection.settimeout(_PATIENCE)
         try:
             connection.connect(protocol.path(device))
             asked = [protocol.READ_ONLY] * options.read_only
-            named = [os.path.abspath(options.source or b"")] if device == protocol.PERMANENT else []
+            named = [os.path.abspath(source)] if device == protocol.PERMANENT else []
             words, _ = _ask(connection, packed(HELLO, protocol.VERSION, b",".join(asked), *named), OK, shown)
-            sockets = _mount(options, connection, shown)
-            _employ(options.mountpoint, sockets, protocol.READ_ONLY in words[1].split(b","))
+            sockets = _mount(options, options.fsname or os.path.abspath(source), connection, shown)
+            _employ(options.mountpoint, sockets, protocol.READ_ONLY in words[1].split(b","), note)
         except TimeoutError:
             raise MountError(f"{shown}: the process of this mark does not answer; nothing was mounted") from None
         except (ConnectionError, FileNotFoundError):
@@ -110,15 +116,14 @@ def _ask(
     return words, received
 
 
-def _mount(options: MountOptions, connection: socket.socket, shown: str) -> list[int]:
+def _mount(options: MountOptions, name: bytes, connection: socket.socket, shown: str) -> list[int]:
     """Returns what the mark's process gives for an agent: sockets, if it wants one."""
     device = os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC)
     try:
         flags = mounts.NODEV | (0 if options.suid else mounts.NOSUID) | (0 if options.exec else mounts.NOEXEC)
         data = b"fd=%d,rootmode=40000,user_id=0,group_id=0,default_permissions,allow_other" % device
-        source = options.fsname or os.path.abspath(options.source or b"")
         try:
-            mounts.mount(source, options.mountpoint, b"fuse." + options.subtype, flags, data)
+            mounts.mount(name, options.mountpoint, b"fuse." + options.subtype, flags, data)
         except OSError as error:
             where, advice = os.fsdecode(options.mountpoint), "it takes a mount namespace of your own (unshare -m)"
             raise MountError(f"{where}: {error.strerror}; {advice}") from None
@@ -132,7 +137,7 @@ def _mount(options: MountOptions, connection: socket.socket, shown: str) -> list
         os.close(device)
 
 
-def _employ(mountpoint: bytes, sockets: list[int], read_only: bool) -> None:
+def _employ(mountpoint: bytes, sockets: list[int], read_only: bool, note: Callable[[str], None]) -> None:
     """Leave a process that raises, here, the events of what others change: nobody else can. Where the kernel does not
     let it know when the mount is gone, there is none, since what it holds would keep the mount."""
     try:
@@ -142,8 +147,8 @@ def _employ(mountpoint: bytes, sockets: list[int], read_only: bool) -> None:
             mounts.set_flags(clone, on=mounts.NODEV | mounts.NOSUID | mounts.NOEXEC, private=True)
             _leave_agent(mountpoint, sockets, clone, place)
             os.close(clone)
-    except OSError:
-        pass  # changes are seen all the same
+    except OSError as error:
+        note(f"no events are raised here of what others change ({error.strerror}): changes are seen all the same")
     finally:
         for fd in sockets:
             os.close(fd)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from harness import wait_until
+from harness import SHIFTFS, wait_until
 from harness.marks import FIRST, Container, Marked, container, marked
 
 
@@ -137,3 +137,14 @@ def test_changes_raise_events_inside(mark: Marked, user: Container) -> None:
         finally:
             watching.kill()
             watching.wait()
+
+
+def test_who_debugs_is_told_why_no_events_are_raised(mark: Marked, user: Container) -> None:
+    """Here no process can be left to do so."""
+    alone = ["prlimit", "--nproc=1:1", "--", *SHIFTFS]
+    assert user.run(*alone, mark.path, user.target).stderr == ""
+    user.unmount()
+    said = user.run(*alone, "-d", mark.path, user.target).stderr
+    assert "no events are raised here of what others change (Resource temporarily unavailable)" in said
+    (mark.source / "file").write_bytes(b"content")
+    assert user.shell("cat file") == "content"
