@@ -14,7 +14,7 @@ from functools import partial
 from typing import Final
 
 from shiftfs.descriptors import is_directory, path_of
-from shiftfs.layer import magic_link
+from shiftfs.layer import Layer, magic_link
 from shiftfs.sys import files
 from shiftfs.tree import Attributes, Descriptor, Gate, Steps
 
@@ -26,6 +26,7 @@ from .lookup import Lookup
 from .workdir import WorkDirectory, remove
 
 _REGULAR: Final = 8
+_SYMLINK: Final = 10
 _SMALL: Final = 128 * 1024
 """Bytes up to which content is copied on the loop where nothing has to reach the disk."""
 _LONG: Final = 8 * 1024 * 1024
@@ -45,6 +46,7 @@ class CopyUp:
         self._work = work
         self._metacopy = metacopy and bool(work.prefix)
         self._any_owner = any_owner
+        self._upper = layers.layers[0]
         self._ids = metadata.Ids()
         self._copies: dict[Copy, Entry] = {}
         self._unfinished: list[Entry] = []
@@ -71,7 +73,7 @@ class CopyUp:
                 self._parents(entry)
             if is_directory(entry.key):
                 self._directory(entry)
-            elif entry.key[3] == _REGULAR:
+            elif entry.key[3] == _REGULAR and not self._is_made_special(entry.lowers):
                 yield from self._regular(entry, size, metadata_only, stopped, name_only)
             else:
                 self._special(entry)
@@ -112,7 +114,7 @@ class CopyUp:
         lower = entry.lowers[0]
         attributes = self._changeable(lower)
         with self._temporary(lambda name, work: os.mkdir(name, 0o700, dir_fd=work)) as (name, made):
-            metadata.copy(lower.fd, made.fd, attributes, self._any_owner)
+            self._copy_metadata(lower, made.fd, attributes)
             self._note_origin(entry, lower, made.fd)
             self._publish(entry, made, partial(self._move, name))
         self._lookup.identities.add(entry)
@@ -121,8 +123,8 @@ class CopyUp:
         """A symlink, fifo, socket or device."""
         lower = entry.lowers[0]
         attributes = self._changeable(lower)
-        with self._temporary(partial(_make_special, lower, attributes)) as (name, made):
-            metadata.copy(lower.fd, made.fd, attributes, self._any_owner)
+        with self._temporary(partial(_make_special, self._upper, lower, attributes)) as (name, made):
+            self._copy_metadata(lower, made.fd, attributes)
             self._note_origin(entry, lower, made.fd, attributes.nlink)
             self._publish(entry, made, partial(self._move, name), attributes.nlink)
         self._let_go(entry)
@@ -160,7 +162,7 @@ class CopyUp:
                 os.ftruncate(made.fd, attributes.size)
             elif wanted:
                 yield from self._copied(entry, made, wanted, stopped)
-            metadata.copy(lower.fd, made.fd, attributes, self._any_owner)
+            self._copy_metadata(lower, made.fd, attributes)
             self._note_origin(entry, lower, made.fd, attributes.nlink)
             publish = partial(self._link, made) if name is None else partial(self._move, name)
             self.on_copy(entry, made.fd)
@@ -206,10 +208,20 @@ class CopyUp:
         finally:
             del self._copies[copy]
 
+    def _is_made_special(self, lowers: tuple[Real, ...]) -> bool:
+        """Does a regular file of a lower layer stand for a device, fifo or socket that the upper can have as such?"""
+        if self._upper.override is not None or not lowers or self._layers.layers[lowers[0].layer].override is None:
+            return False
+        return not stat.S_ISREG(self._layers.attributes(lowers[0]).mode)
+
+    def _copy_metadata(self, lower: Real, made: int, attributes: Attributes) -> None:
+        of = self._layers.layers[lower.layer]
+        metadata.copy(of, lower.fd, self._upper, made, attributes, self._any_owner)
+
     def _changeable(self, lower: Real) -> Attributes:
         attributes = self._layers.attributes(lower)
         metadata.check_changeable(attributes)
-        if not self._any_owner:
+        if not self._any_owner and self._layers.layers[lower.layer].override is None:
             self._ids.check(lower.fd, attributes)
         return attributes
 
@@ -357,11 +369,11 @@ class CopyUp:
         entry.lowers = ()
 
 
-def _make_special(lower: Real, attributes: Attributes, name: bytes, work: int) -> None:
-    if stat.S_ISLNK(attributes.mode):
+def _make_special(upper: Layer, lower: Real, attributes: Attributes, name: bytes, work: int) -> None:
+    if lower.key[3] == _SYMLINK:
         os.symlink(os.readlink(b"", dir_fd=lower.fd), name, dir_fd=work)
     else:
-        os.mknod(name, stat.S_IFMT(attributes.mode) | 0o600, attributes.rdev, dir_fd=work)
+        upper.make_node(work, name, stat.S_IFMT(attributes.mode) | 0o600, attributes.rdev)
 
 
 def _once(publish: Callable[[int, bytes], None], directory: int, name: bytes) -> None:

@@ -9,6 +9,7 @@ import os
 from typing import Final
 
 from shiftfs.descriptors import Descriptors
+from shiftfs.layer import is_our_own
 from shiftfs.sys import privileges
 from shiftfs.tree import Attributes, Descriptor, RealKey
 
@@ -74,9 +75,7 @@ class Layers:
         our own inodes: anybody else could show himself what he may not read."""
         if not self._is_cautious:
             return True
-        # Whoever may write to an inode may set them (xattr(7)), but on directories with the sticky bit.
-        is_shared = attributes.mode & 0o022 and not (attributes.mode >> 12 == 4 and attributes.mode & 0o1000)
-        return attributes.uid in (0, self._own) and not is_shared
+        return is_our_own(attributes, self._own)
 
     def private(self, real: Real) -> Private:
         """The overlay's own attributes of a real inode."""

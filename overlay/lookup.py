@@ -213,7 +213,7 @@ class Lookup:
                 return None
             key = self.identities.of_directory(directory, name, top, reals[1:])
             return Found(key, attributes, top, reals[1:], None)
-        key = self._origin(top, private)
+        key = self._origin(top, private, attributes)
         links = self._links(private, attributes)
         return Found(
             self._own_if_taken(key, top, directory, name, links is not None), attributes, top, reals[1:], links
@@ -234,7 +234,8 @@ class Lookup:
         assert index is not None and lower.parent is not None
         name = self.origins.index_name(lower.layer - self._first_lower, lower.parent.fd, lower.name)
         seen = self._layers.find(index, name) if name is not None else None
-        if name is None or seen is None or seen[0][3] != lower.key[3]:
+        is_same_kind = seen is not None and (seen[0][3] == lower.key[3] or seen[1].mode >> 12 == lower.key[3])
+        if name is None or seen is None or not is_same_kind:
             return self._lower_alone(directory, attributes, reals)
         private = xattrs.private(index.fd, name, True)
         links = origin.links(private, seen[1].nlink, attributes.nlink)
@@ -249,11 +250,16 @@ class Lookup:
             lower = self.origins.link_count(private) or 1
         return origin.links(private, attributes.nlink, lower)
 
-    def _origin(self, top: Real, private: Private) -> RealKey:
-        """The inode that an upper file came from, for it to keep its number."""
+    def _origin(self, top: Real, private: Private, attributes: Attributes) -> RealKey:
+        """The inode that an upper file came from, for it to keep its number. A regular file may stand for what it came
+        from: a device, a fifo."""
         if not private:
             return self.came_from.get(top.key, top.key)
-        return self.origins.key(private, top.key[3]) or top.key
+        kind = attributes.mode >> 12
+        found = self.origins.key(private, top.key[3])
+        if found is None and kind != top.key[3]:
+            found = self.origins.key(private, kind)
+        return found or top.key
 
     def _lower_alone(self, directory: Entry, attributes: Attributes, reals: tuple[Real, ...]) -> Found:
         """What is not up. If its inode was the origin of one that is, and has another name now (moved behind the mount,

@@ -30,12 +30,13 @@ NUMBERS_OF_NONE: Final = 0
 class Part(NamedTuple):
     """One layer's directory. `device`: of its inodes; `is_marked`: it may have whiteouts by attribute;
     `tells_numbers`: 0 if its inode numbers are not those of the mount, 1 if those of directories are not, 2 if all
-    are."""
+    are; `tells_kinds`: what is a regular file is one on the mount, too."""
 
     held: Descriptor
     device: int
     is_marked: bool
     tells_numbers: int
+    tells_kinds: bool = True
 
 
 class Name(NamedTuple):
@@ -60,7 +61,7 @@ def parts(entry: Entry, drops: bool) -> tuple[Part, ...]:
                 raise
             lost = lost or error
         else:
-            found.append(Part(path, one.key[0], one.is_marked, _tells_numbers(entry, one, drops)))
+            found.append(Part(path, one.key[0], one.is_marked, _tells_numbers(entry, one, drops), one.held.tells_kinds))
     if lost is not None and not found:
         raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
     return tuple(found)
@@ -103,7 +104,8 @@ def merged(parts: tuple[Part, ...], noatime: int) -> list[Name]:
             told = part.tells_numbers == NUMBERS_OF_ALL or (
                 part.tells_numbers == NUMBERS_OF_FILES and kind not in (_DIRECTORY, _UNKNOWN)
             )
-            listed.append(Name(name, part.device, number if told else UNKNOWN_NUMBER, kind))
+            shown = kind if kind != _REGULAR or part.tells_kinds else _UNKNOWN
+            listed.append(Name(name, part.device, number if told else UNKNOWN_NUMBER, shown))
         seen.update(hidden)
     return listed
 

@@ -8,13 +8,16 @@ import errno
 import os
 import stat
 import struct
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
-from shiftfs.layer import magic_link
+from shiftfs.layer import Layer, magic_link
 from shiftfs.sys import files, privileges
 from shiftfs.tree import Attributes
 
 from . import xattrs
+
+if TYPE_CHECKING:
+    from shiftfs.override import Override
 
 _CAPABILITY: Final = "security.capability"
 _ACCESS_ACL: Final = b"system.posix_acl_access"
@@ -79,25 +82,35 @@ def check_changeable(attributes: Attributes) -> None:
         raise OSError(errno.EPERM, os.strerror(errno.EPERM))
 
 
-def copy(source: int, target: int, attributes: Attributes, any_owner: bool = False) -> None:
+def copy(of: Layer, source: int, to: Layer, target: int, attributes: Attributes, any_owner: bool = False) -> None:
     """All of it: `attributes` are the source's. The owner first, since chown(2) clears set-id bits and capabilities;
     ACLs before the mode that they are part of; times last. `any_owner`: one whom we may not make it stays away."""
+    if to.override is None:
+        _give(target, attributes, any_owner)
+    left = copy_xattrs(source, target, of.override, to.override)
+    if not stat.S_ISLNK(attributes.mode):
+        mode = stat.S_IMODE(attributes.mode)
+        if _ACCESS_ACL in left:  # without it, what was the mask would be the group's
+            mode = mode & ~0o070 | _group_of(left[_ACCESS_ACL]) << 3
+        os.chmod(magic_link(target), to.mode_of_new(mode))
+        if to.override is not None:
+            to.override.give(target, attributes._replace(mode=stat.S_IFMT(attributes.mode) | mode))
+    copy_times(target, attributes)
+
+
+def _give(target: int, attributes: Attributes, any_owner: bool) -> None:
     try:
         files.change_owner(target, attributes.uid, attributes.gid)
     except OSError as error:
         if not any_owner or error.errno not in (errno.EPERM, errno.EINVAL):  # EINVAL: nobody in our user namespace
             raise
-    left = copy_xattrs(source, target)
-    if not stat.S_ISLNK(attributes.mode):
-        mode = stat.S_IMODE(attributes.mode)
-        if _ACCESS_ACL in left:  # without it, what was the mask would be the group's
-            mode = mode & ~0o070 | _group_of(left[_ACCESS_ACL]) << 3
-        os.chmod(magic_link(target), mode)
-    copy_times(target, attributes)
 
 
-def copy_xattrs(source: int, target: int) -> dict[bytes, bytes]:
-    """Those of users. What the target's filesystem has no place for stays behind, as with cp -a, and is returned."""
+def copy_xattrs(
+    source: int, target: int, of: "Override | None" = None, to: "Override | None" = None
+) -> dict[bytes, bytes]:  # fmt: skip
+    """Those of users. What the target has no place for stays behind, as with cp -a, and is returned. `of` and `to` are
+    the layers' own ways with them."""
     given, taken = magic_link(source), magic_link(target)
     left: dict[bytes, bytes] = {}
     try:
@@ -108,7 +121,8 @@ def copy_xattrs(source: int, target: int) -> dict[bytes, bytes]:
         return left
     for text in names:
         name = os.fsencode(text)
-        if xattrs.is_private(name):
+        shown = name if of is None else of.shown(name)
+        if shown is None or xattrs.is_private(name):
             continue
         try:
             value = os.getxattr(given, name)
@@ -117,11 +131,11 @@ def copy_xattrs(source: int, target: int) -> dict[bytes, bytes]:
                 raise
             continue
         try:
-            os.setxattr(taken, name, value)
+            os.setxattr(taken, shown if to is None else to.stored(shown), value)
         except OSError as error:
             if error.errno != errno.EOPNOTSUPP:
                 raise
-            left[name] = value
+            left[shown] = value
     return left
 
 

@@ -40,19 +40,25 @@ class Mutation:
         self._lookup = lookup
         self._work = work
         self._copies = copies
+        self._layer = layers.layers[0]
+        self._is_written_down = self._layer.override is not None
         self.chores: list[Work] = []
         """Removals that take long, for a worker."""
 
     # --- creation ---
 
-    def create(self, directory: Entry, name: bytes, make: Make[T]) -> T:
-        """Make something new that is no directory. EEXIST if there is anything of that name."""
+    def create(self, directory: Entry, name: bytes, make: Make[T], mode: int = 0, rdev: int = 0) -> T:
+        """Make something new that is no directory. EEXIST if there is anything of that name. `mode`, with its S_IFMT,
+        and `rdev` are what it is to be, if that has to be written down."""
         upper = self._upper(directory)
         self._refuse_existing(directory, name)
-        if self.whiteout_at(upper, name):
+        hides = self.whiteout_at(upper, name)
+        if hides or self._is_written_down:
             with self._nursery(upper) as nursery:
                 made = make(nursery, name)
-                files.rename(nursery, name, upper.fd, name, 0)
+                if mode:
+                    self._layer.born(nursery, name, lambda: self._layers.attributes(upper), mode, rdev)
+                files.rename(nursery, name, upper.fd, name, 0 if hides else files.RENAME_NOREPLACE)
         else:
             made = make(upper.fd, name)
         self.unhide(upper, name)
@@ -63,16 +69,19 @@ class Mutation:
         upper = self._upper(directory)
         self._refuse_existing(directory, name)
         hides = self.whiteout_at(upper, name)
-        if not hides and not self._layers.hides(upper, name):
+        replaces = hides or self._layers.hides(upper, name)
+        if not replaces and not self._is_written_down:
             os.mkdir(name, mode, dir_fd=upper.fd)
             return
         with self._nursery(upper) as nursery:
-            os.mkdir(name, mode, dir_fd=nursery)
-            fd = os.open(name, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=nursery)
-            try:
-                self.make_opaque(fd)
-            finally:
-                os.close(fd)
+            os.mkdir(name, self._layer.mode_of_new(mode), dir_fd=nursery)
+            self._layer.born(nursery, name, lambda: self._layers.attributes(upper), stat.S_IFDIR | mode)
+            if replaces:
+                fd = os.open(name, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=nursery)
+                try:
+                    self.make_opaque(fd)
+                finally:
+                    os.close(fd)
             flags = files.RENAME_EXCHANGE if hides else files.RENAME_NOREPLACE
             files.rename(nursery, name, upper.fd, name, flags)
         self.unhide(upper, name)
@@ -123,7 +132,7 @@ class Mutation:
         try:
             fd = os.open(name, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=work)
             try:
-                if above.mode & stat.S_ISGID:
+                if above.mode & stat.S_ISGID and not self._is_written_down:
                     files.change_owner(fd, 0xFFFFFFFF, above.gid)
                     os.chmod(magic_link(fd), 0o700 | stat.S_ISGID)
                 acl = _default_acl(parent.fd)
@@ -329,7 +338,7 @@ class Mutation:
         try:
             fd = os.open(temporary, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=work)
             try:
-                metadata.copy(own.fd, fd, attributes)
+                metadata.copy(self._layer, own.fd, self._layer, fd, attributes)
                 if self._work.prefix:  # by a name it would not be empty
                     self.make_opaque(fd)
             finally:

@@ -7,7 +7,7 @@ before the mount.
 import contextlib
 import os
 from collections.abc import Callable, Sequence
-from typing import Final, NamedTuple
+from typing import Final, Literal, NamedTuple
 
 from shiftfs.layer import Layer
 from shiftfs.sys import beneath, files, mountinfo, mounts
@@ -33,10 +33,11 @@ class Stack(NamedTuple):
 
 def open_stack(
     lowers: Sequence[bytes], upper: bytes | None, work: bytes | None, *, volatile: bool, log: Callable[[str], None],
-    userxattr: bool = False, index: bool = True,
+    userxattr: bool = False, index: bool = True, xattr_permissions: Literal[0, 1, 2] = 0,
 ) -> Stack:  # fmt: skip
-    """Open all directories, and make the work directory ready. `log` is told what was done or cannot be; for the rest
-    see WorkDirectory.open. Raises LayerError."""
+    """Open all directories, and make the work directory ready. `log` is told what was done or cannot be;
+    `xattr_permissions`: owners and modes are to live in an attribute in the upper (override.asked); for the rest see
+    WorkDirectory.open. Raises LayerError."""
     if not 0 < len(lowers) <= _MOST_LOWERS:
         raise LayerError(f"lowerdir: names {len(lowers)} directories; give from 1 to {_MOST_LOWERS}")
     if (upper is None) != (work is None):
@@ -58,7 +59,26 @@ def open_stack(
     ready = WorkDirectory.open(
         work_held, written[1].named, log=log, volatile=volatile, userxattr=userxattr, index=index
     )
-    return Stack((top, *(_lower(one) for one in below)), ready)
+    lower = tuple(_lower(one) for one in below)
+    if xattr_permissions:
+        _write_owners_down(xattr_permissions, written[0], top, lower)
+    return Stack((top, *lower), ready)
+
+
+def _write_owners_down(which: Literal[1, 2], named: Directory, upper: Layer, lowers: Sequence[Layer]) -> None:
+    from shiftfs.override import asked  # few mounts want it
+
+    try:
+        upper.override = asked(which, upper.root.fd, [one.root.fd for one in lowers])
+    except OSError as error:
+        advice = "which takes root of the host" if which == 1 else "which takes a filesystem with user.* attributes"
+        raise LayerError(
+            f"{named.named}: its owners cannot live in extended attributes ({error.strerror}), {advice}; give it one,"
+            " or omit xattr_permissions"
+        ) from None
+    for one in lowers:
+        if one.override is not None:
+            one.override.trust()
 
 
 def _lower(directory: Directory) -> Layer:

@@ -68,6 +68,8 @@ class OverlayTree:
         32 bits. `any_owner`: who owns what is copied up is not seen, so it may be we."""
         self.view = view
         self._layers = layers = Layers(stack, bound, unlinked, noatime)
+        self._top = stack.layers[0]
+        self.override = self._top.override if stack.work else None
         self._lookup = Lookup(layers, follows=redirect_dir != "nofollow", drops=ghost == "drop")
         self._identities = self._lookup.identities
         self._visible = visible = Visible(layers, self._lookup)
@@ -238,11 +240,17 @@ class OverlayTree:
     def getxattr(self, entry: Entry, name: bytes) -> bytes:
         if name.startswith(b"user.fuseoverlayfs."):
             raise OSError(errno.ENODATA, os.strerror(errno.ENODATA))
-        return os.getxattr(magic_link(entry.top.fd), xattrs.stored(name))
+        top = entry.top
+        name, override = xattrs.stored(name), self._layers.layers[top.layer].override
+        return os.getxattr(magic_link(top.fd), name if override is None else override.found(name))
 
     def listxattr(self, entry: Entry) -> list[bytes]:
-        names = (xattrs.shown(os.fsencode(name)) for name in os.listxattr(magic_link(entry.top.fd)))
-        return [name for name in names if name is not None]
+        top = entry.top
+        names = [os.fsencode(name) for name in os.listxattr(magic_link(top.fd))]
+        override = self._layers.layers[top.layer].override
+        if override is not None:
+            names = override.listed(names)
+        return [shown for name in names if (shown := xattrs.shown(name)) is not None]
 
     def space(self, entry: Entry) -> Space:
         return real.space(self._layers.roots[0].fd)
@@ -300,7 +308,9 @@ class OverlayTree:
     def mknod(self, directory: Entry, name: bytes, mode: int, rdev: int) -> None:
         if stat.S_ISCHR(mode) and rdev == 0:  # it would be a whiteout
             raise OSError(errno.EPERM, os.strerror(errno.EPERM))
-        self._up.names.create(directory, name, lambda at, called: os.mknod(called, mode, rdev, dir_fd=at))
+        self._up.names.create(
+            directory, name, lambda at, called: self._top.make_node(at, called, mode, rdev), mode, rdev
+        )  # fmt: skip
 
     def mkdir(self, directory: Entry, name: bytes, mode: int) -> None:
         self._up.names.make_directory(directory, name, mode)
@@ -312,16 +322,19 @@ class OverlayTree:
         flags = os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC
 
         def make(at: int, called: bytes) -> Descriptor:
-            return Descriptor(os.open(called, flags, mode & 0o7777, dir_fd=at), os.close, writable=True)
+            return Descriptor(os.open(called, flags, self._top.mode_of_new(mode), dir_fd=at), os.close, writable=True)
 
-        return self._up.names.create(directory, name, make)
+        return self._up.names.create(directory, name, make, stat.S_IFREG | stat.S_IMODE(mode))
 
     def tmpfile(self, directory: Entry, mode: int) -> tuple[RealKey, Attributes, Entry]:
         upper = directory.upper
         if self._writing is None or upper is None:
             raise OSError(errno.EROFS, os.strerror(errno.EROFS))
         flags = os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC
-        opened = Descriptor(os.open(b".", flags, mode & 0o7777, dir_fd=upper.fd), os.close)
+        opened = Descriptor(os.open(b".", flags, self._top.mode_of_new(mode), dir_fd=upper.fd), os.close)
+        self._top.born(
+            opened.fd, b"", lambda: self._layers.attributes(upper), stat.S_IFREG | stat.S_IMODE(mode)
+        )  # fmt: skip
         path = Descriptor(real.reopen(opened.fd, os.O_PATH), os.close)
         key, attributes = self._layers.layers[0].look(path.fd, b"")
         entry = Entry(directory, b"", key)
@@ -376,13 +389,20 @@ class OverlayTree:
         return self.entry(directory, name, key, found)
 
     def change(self, entry: Entry, change: Change) -> None:
-        real.change(self._upper(entry).fd, change)
+        one = self._upper(entry)
+        self._layers.layers[one.layer].change(one.fd, change)
 
     def setxattr(self, entry: Entry, name: bytes, value: bytes, flags: int) -> None:
-        os.setxattr(magic_link(self._upper(entry).fd), xattrs.stored(name), value, flags)
+        name = xattrs.stored(name)
+        if self._top.override is not None:
+            name = self._top.override.stored(name)
+        os.setxattr(magic_link(self._upper(entry).fd), name, value, flags)
 
     def removexattr(self, entry: Entry, name: bytes) -> None:
-        os.removexattr(magic_link(self._upper(entry).fd), xattrs.stored(name))
+        name = xattrs.stored(name)
+        if self._top.override is not None:
+            name = self._top.override.found(name)
+        os.removexattr(magic_link(self._upper(entry).fd), name)
 
     def _upper(self, entry: Entry) -> Real:
         """What may be changed. Never a lower (EROFS), but for what is written through."""

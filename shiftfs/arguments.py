@@ -105,6 +105,9 @@ layers:
   index=on|off        hard links of lowers stay together when copied up (default), or part
   volatile            sync nothing; after a crash the upper is not to be used
   userxattr           keep what there is to know about upper files in user.overlay.* attributes
+  xattr_permissions=0|1|2
+                      owners, modes and devices of the upper are its files' own (0, default), or live in
+                      security.fuseoverlayfs.override_stat (1) or user.containers.override_stat (2)
   ghost=keep|drop     what the upper has in a directory of a lower stays when that disappears (default), or goes
                       with it
 

@@ -86,6 +86,8 @@ class Descriptors:
         self._most_pinned = unlinked
         self._writers: dict[Entry, float] = beside._writers if beside else {}
         self._noatime = os.O_NOATIME if noatime else 0
+        self.tells_kinds = layer.override is None
+        """Is a regular file of the layer meant to be one?"""
         root_key, _ = layer.look(layer.root.fd, b"")
         self.root = Entry(None, b"", root_key)
         self.root.path = layer.root

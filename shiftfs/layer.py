@@ -9,10 +9,13 @@ import operator
 import os
 import stat
 from collections.abc import Callable
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from .sys import files, handles, mounts
 from .tree import Attributes, Change, Descriptor, RealKey, Space
+
+if TYPE_CHECKING:
+    from .override import Override
 
 _OVERLAYFS: Final = 0x794C7630
 FUSE: Final = 0x65735546
@@ -61,6 +64,9 @@ _PSEUDO_NAMES: Final = frozenset(
 )
 """The same filesystems, as /proc/self/mountinfo calls them."""
 
+_OVERRIDDEN: Final = (4, 8)
+"""S_IFDIR and S_IFREG, of keys: only these have an attribute that says whose they are."""
+
 _FUSE_ATTR_ORDER = operator.itemgetter(7, 8, 9, 11, 17, 15, 12, 18, 16, 6, 3, 4, 5)
 _NOFOLLOW = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
 Opening = Callable[[], int]
@@ -91,6 +97,8 @@ class Layer:
                 opened = copy
                 self.private = True
         self.root = Descriptor(opened, os.close)
+        self.override = _override(opened)
+        """What says whose files are and of which kind, where they do not themselves."""
         self._statx = files.StatxBuffer()
         self._has_births: dict[int, bool] = {}
         self.pseudo: set[int] = set()
@@ -136,10 +144,13 @@ class Layer:
         rdev = 0
         if f[19] or f[20]:
             rdev = f[20] & 0xFF | f[19] << 8 | (f[20] & ~0xFF) << 12
-        return (device, f[7], born_at, kind), _new(
+        attributes = _new(
             Attributes,
             (*_FUSE_ATTR_ORDER(f), rdev, f[1], 0, f[13], f[14], f[0] & 0x800 != 0, f[2], f[10], device),
         )
+        if self.override is not None:
+            attributes = self.override.applied(directory, name, attributes)
+        return (device, f[7], born_at, kind), attributes
 
     def _unborn(self, f: files.StatxFields, mode: int, device: int) -> int:
         """In place of a birth time. sshfs and the like give a name's next inode the same number; symlinks, whose
@@ -180,8 +191,52 @@ class Layer:
         """Do watchers hear of all that changes on a device?"""
         return device not in self.remote and device not in self.pseudo
 
+    def change(self, fd: int, wanted: Change) -> None:
+        """Apply a setattr to the inode behind an O_PATH descriptor."""
+        if self.override is not None and (wanted.uid, wanted.gid, wanted.mode) != (None, None, None):
+            key, before = self.look(fd, b"")
+            if key[3] & 0xF in _OVERRIDDEN:
+                wanted = self.override.change(fd, before, wanted)
+            else:  # there is no place for another owner
+                wanted = wanted._replace(uid=None, gid=None)
+        change(fd, wanted)
+
+    def mode_of_new(self, mode: int) -> int:
+        """The permissions to make a file with that is to show these."""
+        return mode & 0o7777 if self.override is None else self.override.real_mode(mode)
+
+    def make_node(self, directory: int, name: bytes, mode: int, rdev: int) -> None:
+        """mknod(2), or what stands for it here until it is `born`."""
+        if self.override is not None:
+            mode, rdev = stat.S_IFREG | self.override.real_mode(mode), 0
+        os.mknod(name, mode, rdev, dir_fd=directory)
+
+    def born(self, directory: int, name: bytes, above: Callable[[], Attributes], mode: int, rdev: int = 0) -> None:
+        """Something new is at a name (or is `directory` itself), made by whom Credentials act for, in a directory with
+        the attributes `above`. Gone again if its owner cannot be written down."""
+        if self.override is None:
+            return
+        try:
+            self.override.born(directory, name, above(), mode, rdev)
+        except OSError:
+            if name:
+                (os.rmdir if stat.S_ISDIR(mode) else os.unlink)(name, dir_fd=directory)
+            raise
+
     def open_path(self, directory: int, name: bytes) -> int:
         return os.open(name, _NOFOLLOW, dir_fd=directory)
+
+
+def _override(root: int) -> "Override | None":
+    try:
+        names = os.listxattr(magic_link(root))
+    except OSError:
+        return None
+    if not any(name.endswith("override_stat") for name in names):
+        return None
+    from .override import of  # few layers are of this kind
+
+    return of(root)
 
 
 def _open_copy(directory: int) -> int:
@@ -231,6 +286,18 @@ def list_names(fd: int, noatime: int = os.O_NOATIME) -> list[tuple[bytes, int, i
 def narrowed(number: int) -> int:
     """An inode number in 32 bits (`ino32_t`): the same where it has no more, else perhaps another's too."""
     return (number ^ number >> 32) & 0xFFFFFFFF or 0xFFFFFFFF
+
+
+def is_our_own(attributes: Attributes, own: int) -> bool:
+    """Can nobody but root and `own` have set the user.* attributes of an inode? Whoever may write to it could
+    (xattr(7)), but on directories with the sticky bit."""
+    is_shared = attributes.mode & 0o022 and not (attributes.mode >> 12 == 4 and attributes.mode & 0o1000)
+    return attributes.uid in (0, own) and not is_shared
+
+
+def of_unknown_kinds(names: list[tuple[bytes, int, int]]) -> list[tuple[bytes, int, int]]:
+    """A listing in which what is a regular file on the layer may be meant to be anything (DT_UNKNOWN)."""
+    return [(name, number, 0 if kind == 8 else kind) for name, number, kind in names]
 
 
 def change(fd: int, wanted: Change) -> None:

@@ -50,7 +50,7 @@ def _open_overlay(
     try:
         stack = open_stack(
             options.lowerdirs, options.upperdir, options.workdir, volatile=options.volatile, log=log,
-            userxattr=options.userxattr, index=options.index,
+            userxattr=options.userxattr, index=options.index, xattr_permissions=options.xattr_permissions,
         )  # fmt: skip
     except LayerError as error:
         raise MountError(str(error)) from None

@@ -87,6 +87,7 @@ class MountOptions:
     acl: bool = True  # False: neither shown nor heeded
     xattrs: bool = True  # False: there are none on the mount
     ino32: bool = False  # inode numbers of 32 bits, unique or not
+    xattr_permissions: Literal[0, 1, 2] = 0  # where the upper's owners and modes live (shiftfs/override.py)
     ghost: Literal["keep", "drop"] = "keep"  # upper files whose directory was lower, and is there no more
     mark: bool = False  # others may mount it in their user namespaces; itself it is root's alone
     mark_users: tuple[str, ...] = ()  # those who may; everybody if there are none
@@ -282,6 +283,8 @@ class _Options:
             flags["read_only"] = True
             if flags.pop("volatile", False):
                 self._note("volatile does nothing here: nothing is written without upperdir")
+            if values.pop("xattr_permissions", 0):
+                self._note("xattr_permissions does nothing here: nothing is written without upperdir")
         elif values.get("metacopy") and values.get("redirect_dir", "auto") not in ("auto", "on"):
             raise UsageError(
                 f"metacopy=on and redirect_dir={values['redirect_dir']} cannot go together: a redirect leads"

@@ -5,6 +5,7 @@ tree.Tree says of workers.
 """
 
 import os
+import stat
 from collections.abc import Callable
 from functools import partial
 from typing import Any, Final
@@ -45,6 +46,7 @@ class SourceTree:
         numbers have 32 bits."""
         self._layer = layer
         self.view = view
+        self.override = layer.override
         self._number: Callable[[int, int], int] = self._number_in_32 if narrow else self._number_in_64
         self._keeps_numbers = not narrow
         self._noatime = os.O_NOATIME if nodiratime else 0
@@ -100,6 +102,8 @@ class SourceTree:
     def listing(self, directory: tuple[Descriptor, int]) -> list[Listed]:
         held, device = directory
         names = real.list_names(held.fd, self._noatime)
+        if self.override is not None:
+            names = real.of_unknown_kinds(names)
         if device == self._layer.device and self._keeps_numbers:
             return [Listed(*row) for row in names]
         return [Listed(name, self._number(device, number), kind) for name, number, kind in names]
@@ -172,10 +176,14 @@ class SourceTree:
         self._held.keep_data(entry, data)
 
     def mknod(self, directory: Entry, name: bytes, mode: int, rdev: int) -> None:
-        os.mknod(name, mode, rdev, dir_fd=self._held.path(directory).fd)
+        at = self._held.path(directory).fd
+        self._layer.make_node(at, name, mode, rdev)
+        self._layer.born(at, name, lambda: self.attributes(directory), mode, rdev)
 
     def mkdir(self, directory: Entry, name: bytes, mode: int) -> None:
-        os.mkdir(name, mode, dir_fd=self._held.path(directory).fd)
+        at = self._held.path(directory).fd
+        os.mkdir(name, self._layer.mode_of_new(mode), dir_fd=at)
+        self._layer.born(at, name, lambda: self.attributes(directory), stat.S_IFDIR | mode)
 
     def symlink(self, directory: Entry, name: bytes, target: bytes) -> None:
         os.symlink(target, name, dir_fd=self._held.path(directory).fd)
@@ -186,12 +194,16 @@ class SourceTree:
 
     def create(self, directory: Entry, name: bytes, mode: int) -> Descriptor:
         wanted = os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC
-        fd = os.open(name, wanted, mode & 0o7777, dir_fd=self._held.path(directory).fd)
-        return Descriptor(fd, os.close, writable=True)
+        at = self._held.path(directory).fd
+        made = Descriptor(os.open(name, wanted, self._layer.mode_of_new(mode), dir_fd=at), os.close, writable=True)
+        self._layer.born(at, name, lambda: self.attributes(directory), stat.S_IFREG | stat.S_IMODE(mode))
+        return made
 
     def tmpfile(self, directory: Entry, mode: int) -> tuple[RealKey, Attributes, Entry]:
         flags = os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC
-        opened = Descriptor(os.open(b".", flags, mode & 0o7777, dir_fd=self._held.path(directory).fd), os.close)
+        at = self._held.path(directory).fd
+        opened = Descriptor(os.open(b".", flags, self._layer.mode_of_new(mode), dir_fd=at), os.close)
+        self._layer.born(opened.fd, b"", lambda: self.attributes(directory), stat.S_IFREG | stat.S_IMODE(mode))
         path = Descriptor(real.reopen(opened.fd, os.O_PATH), os.close)
         key, attributes = self._layer.look(path.fd, b"")
         entry = Entry(directory, b"", key)
@@ -221,18 +233,25 @@ class SourceTree:
         return not exchange and self._held.has_gone(replaced)
 
     def change(self, entry: Entry, change: Change) -> None:
-        real.change(self._held.path(entry).fd, change)
+        self._layer.change(self._held.path(entry).fd, change)
 
     def getxattr(self, entry: Entry, name: bytes) -> bytes:
+        if self.override is not None:
+            name = self.override.found(name)
         return os.getxattr(real.magic_link(self._held.path(entry).fd), name)
 
     def listxattr(self, entry: Entry) -> list[bytes]:
-        return [os.fsencode(name) for name in os.listxattr(real.magic_link(self._held.path(entry).fd))]
+        names = [os.fsencode(name) for name in os.listxattr(real.magic_link(self._held.path(entry).fd))]
+        return names if self.override is None else self.override.listed(names)
 
     def setxattr(self, entry: Entry, name: bytes, value: bytes, flags: int) -> None:
+        if self.override is not None:
+            name = self.override.stored(name)
         os.setxattr(real.magic_link(self._held.path(entry).fd), name, value, flags)
 
     def removexattr(self, entry: Entry, name: bytes) -> None:
+        if self.override is not None:
+            name = self.override.found(name)
         os.removexattr(real.magic_link(self._held.path(entry).fd), name)
 
     def space(self, entry: Entry) -> Space:

@@ -166,6 +166,16 @@ class View(NamedTuple):
 WHOLE: Final = View()
 
 
+class Owners(Protocol):
+    """Owners and modes that are written down beside files, which have none of their own."""
+
+    def act_for(self, uid: int, gid: int, umask: int) -> None:
+        """What is created from now on belongs to these real ids."""
+
+    def content_changed(self, fd: int) -> None:
+        """Take a capability away that is written down, too: the inode behind `fd` has another content."""
+
+
 class Tree(Protocol):
     """A tree of files, behind entries that only the tree itself looks into.
 
@@ -180,6 +190,10 @@ class Tree(Protocol):
     @property
     def view(self) -> View:
         """What is to be left out on each mount of it."""
+
+    @property
+    def override(self) -> Owners | None:
+        """Where changes go, if the files themselves are not to have owners and modes."""
 
     def root_attributes(self) -> tuple[RealKey, Attributes]:
         """Key and attributes of the root directory."""

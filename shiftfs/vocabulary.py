@@ -91,11 +91,12 @@ IGNORED: Final[Mapping[str, str]] = {
 }
 
 # Ignoring one of these would show other names, owners or contents than were asked for.
-UNSUPPORTED: Final = frozenset({"nfs_export", "xattr_permissions"})
+UNSUPPORTED: Final = frozenset({"nfs_export"})
 
 # What says how layers are stacked; without any it says nothing.
 FOR_LAYERS: Final = (
-    "upperdir", "workdir", "redirect_dir", "metacopy", "index", "volatile", "userxattr", "xino", "ghost"
+    "upperdir", "workdir", "redirect_dir", "metacopy", "index", "volatile", "userxattr", "xino", "ghost",
+    "xattr_permissions",
 )  # fmt: skip
 
 FOR_MARKS: Final = ("mark_users", "allow_exposed")
@@ -215,6 +216,7 @@ VALUED: Final[Mapping[str, _Valued]] = {
     "squash_to_uid": _Valued(_id, "an id from 0 to 4294967294"),
     "squash_to_gid": _Valued(_id, "an id from 0 to 4294967294"),
     "noxattrs": _Valued(_digit(1), "0 or 1"),
+    "xattr_permissions": _Valued(_digit(2), "0, 1 or 2"),
     "ghost": _Valued(_one_of("keep", "drop"), "keep or drop"),
     **{name: _Valued(_context, "a security context without double quotes") for name in KERNEL},
 }

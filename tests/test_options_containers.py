@@ -66,6 +66,16 @@ def test_what_a_mount_leaves_out() -> None:
     assert parse("noxattrs=0") == plain
 
 
+def test_where_owners_live() -> None:
+    assert [parse(f"xattr_permissions={which}").xattr_permissions for which in "012"] == [0, 1, 2]
+    lower = parse_command_line(["-o", "lowerdir=/l,xattr_permissions=2", "/mnt"], is_root=False)
+    assert isinstance(lower, MountOptions)
+    assert lower.xattr_permissions == 0, "nothing is written; what a layer says of itself is read in any case"
+    assert lower.notes[0].startswith("xattr_permissions does nothing here: nothing is written")
+    with pytest.raises(UsageError, match="xattr_permissions needs layers"):
+        parse_command_line(["-o", "xattr_permissions=2", "/src", "/mnt"], is_root=False)
+
+
 @pytest.mark.parametrize("flag", ["noacl", "static_nlink", "ino32_t", "squash_to_root", "volatile", "debug"])
 def test_flags_take_no_value(flag: str) -> None:
     assert refusal(f"{flag}=1") == f"{f'{flag}=1'!r} cannot be: {flag} takes no value; write {flag} alone"
@@ -76,6 +86,8 @@ def test_flags_take_no_value(flag: str) -> None:
     [
         ("noxattrs=2", "0 or 1"),
         ("noxattrs=yes", "0 or 1"),
+        ("xattr_permissions=3", "0, 1 or 2"),
+        ("xattr_permissions=", "0, 1 or 2"),
         ("xino=maybe", "off, auto or on"),
         ("xino", "off, auto or on"),
     ],
@@ -84,24 +96,27 @@ def test_values_that_cannot_be(text: str, allowed: str) -> None:
     assert allowed in refusal(text)
 
 
-NOTHING = "threaded=1 fsync=0 sync=0 fast_ino=1 fast_ino_check=1 writeback=0 plugins=/a.so private xino=auto".split()
-PASSED_ON = "allow_root suid nodev noexec diratime nodiratime splice_write splice_read splice_move kernel_cache".split()
+NOTHING = """threaded=1 fsync=0 sync=0 fast_ino=1 fast_ino_check=1 writeback=0 plugins=/a.so private
+    xino=auto"""
+PASSED_ON = """allow_root suid nodev noexec diratime nodiratime splice_write splice_read splice_move
+    kernel_cache"""
 
 
-@pytest.mark.parametrize("text", NOTHING)
+@pytest.mark.parametrize("text", NOTHING.split())
 def test_what_does_nothing_is_accepted_and_said(text: str) -> None:
     parsed = parse(text)
     assert [note.partition(" does nothing here: ")[0] for note in parsed.notes] == [text.partition("=")[0]]
 
 
-@pytest.mark.parametrize("text", [*PASSED_ON, "timeout=1000000000", "redirect_dir=off", 'context="a:b,c"'])
+@pytest.mark.parametrize("text", [*PASSED_ON.split(), "timeout=1000000000", "redirect_dir=off", 'context="a:b,c"'])
 def test_every_other_name_is_accepted(text: str) -> None:
     parse(text)
 
 
 def test_a_line_as_podman_writes_it() -> None:
     names = [f"l/{number:026d}" for number in range(3)]
-    line = f"lowerdir={':'.join(names)}:l/ABC/../diff1,upperdir=x/diff,workdir=x/work,,volatile,context=\"u:r:t:s0:c1,c2\""
+    line = f"lowerdir={':'.join(names)}:l/ABC/../diff1,upperdir=x/diff,workdir=x/work,,volatile"
+    line += ',context="u:r:t:s0:c1,c2"'
     parsed = parse_command_line(["-o", line, "/merged"], is_root=False)
     assert isinstance(parsed, MountOptions)
     assert parsed.lowerdirs == (*map(str.encode, names), b"l/ABC/../diff1")

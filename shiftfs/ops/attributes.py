@@ -121,12 +121,14 @@ def _truncate(
         os.ftruncate(ctx.tree.data(inode.entry, True).fd, request.size)
     except BlockingIOError:
         return _truncate_later(ctx, header, inode, request.size, change)
+    data.drop_capability(ctx, inode)
     return _apply(ctx, inode, change)
 
 
 def _truncate_later(ctx: Context, header: Header, inode: Inode, size: int, change: Change | None) -> Later:
     opened = yield from data.opened(ctx, header, inode, writable=True)
     yield partial(os.ftruncate, opened.fd, size)
+    data.drop_capability(ctx, inode)
     return _apply(ctx, inode, change)
 
 

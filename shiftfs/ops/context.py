@@ -116,6 +116,8 @@ class Context:
         self.kernel_strips_set_gid = False  # until INIT tells
         self.credentials = Credentials(uids, gids, acts_for_itself=tree.layered)
         self.requests_tell_ids = True
+        if tree.override is not None:
+            self.credentials.written_down = tree.override.act_for
         """All of them; else only those that create something (FUSE_ALLOW_IDMAP)."""
         self.scratch = scratch
         self.listings: LRUCache[Inode, Any] = LRUCache(_LISTED_NAMES, getsizeof=_weight)

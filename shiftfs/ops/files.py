@@ -249,6 +249,8 @@ def _write_fully(descriptor: Descriptor, content: memoryview, offset: int, flags
 def _written(ctx: Context, inode: Inode, request: requests.Write, count: int) -> Payload:
     if request.write_flags & _KILL_SUIDGID:
         kill_set_ids(ctx, inode)
+    elif ctx.tree.override is not None:
+        drop_capability(ctx, inode)
     if request.flags & os.O_APPEND and not request.write_flags & _CACHE:
         end = ctx.tree.attributes(inode.entry).size
         if end != request.offset + count:
@@ -258,10 +260,19 @@ def _written(ctx: Context, inode: Inode, request: requests.Write, count: int) ->
 
 
 def kill_set_ids(ctx: Context, inode: Inode) -> None:
-    """Somebody without CAP_FSETID has written (FUSE_HANDLE_KILLPRIV_V2). File capabilities the layer has dropped."""
+    """Somebody without CAP_FSETID has written (FUSE_HANDLE_KILLPRIV_V2). File capabilities the layer has dropped, where
+    it knows of them."""
+    if ctx.tree.override is not None:
+        drop_capability(ctx, inode)
     mode = without_set_ids(ctx.tree.attributes(inode.entry).mode)
     if mode is not None:
         ctx.tree.change(inode.entry, Change(mode, None, None, None, None))
+
+
+def drop_capability(ctx: Context, inode: Inode) -> None:
+    """The content is another: what was to be had for executing it is not any more."""
+    if ctx.tree.override is not None:
+        ctx.tree.override.content_changed(ctx.tree.path(inode.entry).fd)
 
 
 def fsync(ctx: Context, header: Header, request: requests.Fsync) -> Later:

@@ -8,7 +8,7 @@ ones. Loop thread only, but for `powerless`.
 import contextlib
 import errno
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import TracebackType
 from typing import ClassVar
 
@@ -36,6 +36,9 @@ class Credentials:
         os.umask(Credentials._umask)
         self._taken: set[tuple[int, int]] = set()
         self._switched = False
+        self.written_down: Callable[[int, int, int], None] | None = None
+        """Where owners live in an attribute: who is told the real ids and the umask of whoever creates, in place of
+        acting as them."""
         self.squashes = uids.squash is not None or gids.squash is not None
         """Is everything shown as one owner's, so that nothing depends on who is stored?"""
         privileges.keep_capabilities_over_setfsuid()
@@ -51,6 +54,9 @@ class Credentials:
             if not (self.squashes or self._is_itself(uid, gid, wanted)):
                 raise OSError(errno.EOVERFLOW, os.strerror(errno.EOVERFLOW))
             wanted = self._own
+        if self.written_down is not None:
+            self.written_down(*wanted, umask & 0o777)
+            umask, wanted = 0, self._own
         umask &= 0o777  # as umask(2) does; before the ids, so that nothing fails while they are the caller's
         if umask != Credentials._umask:
             os.umask(umask)

@@ -58,6 +58,7 @@ class MemoryTree:
     """Nodes by name."""
 
     view = View()
+    override = None
 
     def __init__(self) -> None:
         self._made: list[Node] = []

@@ -25,7 +25,8 @@ def look(path: Path) -> Attributes:
 
 def copy(source: Path, target: Path) -> None:
     held = [Descriptor(os.open(path, os.O_PATH | os.O_NOFOLLOW), os.close) for path in (source, target)]
-    metadata.copy(held[0].fd, held[1].fd, look(source))
+    layers = [Layer(os.fsencode(path.parent)) for path in (source, target)]
+    metadata.copy(layers[0], held[0].fd, layers[1], held[1].fd, look(source))
 
 
 def described(path: Path) -> dict[str, Any]:
