@@ -7,6 +7,7 @@ import errno
 import os
 import stat
 from collections.abc import Callable
+from typing import Final
 
 from shiftfs import layer as real
 from shiftfs.descriptors import is_directory, path_of
@@ -28,6 +29,7 @@ from .stack import Stack
 from .visible import Visible
 
 _new = tuple.__new__
+_MOST_LINKS: Final = 0xFFFFFFFF
 
 
 class _Writing:
@@ -113,6 +115,8 @@ class OverlayTree:
         """As the kernel's overlayfs has it: the origin's number; directories that are merged have one link; a file
         whose content is elsewhere has the blocks of that."""
         nlink, blocks = a.nlink + offset, a.blocks
+        if not 0 <= nlink <= _MOST_LINKS:  # others have changed the layers (kernel ovl_get_nlink)
+            nlink = a.nlink
         if is_directory(key):
             if (upper is not None) + len(lowers) > 1:
                 nlink = 1
