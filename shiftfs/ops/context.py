@@ -34,6 +34,7 @@ FOREVER: Final = (1 << 31, 0)
 """Seconds and nanoseconds for which the kernel may trust what we will tell it of if it changes."""
 
 _DIRECTORY: Final = 4
+_TYPE: Final = 0o170000
 _LISTED_NAMES: Final = 1_000_000
 """How many names the listings that are kept may have together."""
 
@@ -115,9 +116,9 @@ class Context:
         self.serves_open = serves_open
         self.kernel_strips_set_gid = False  # until INIT tells
         self.credentials = Credentials(uids, gids, acts_for_itself=tree.layered)
-        self.requests_tell_ids = True
         if tree.override is not None:
             self.credentials.written_down = tree.override.act_for
+        self.requests_tell_ids = True
         """All of them; else only those that create something (FUSE_ALLOW_IDMAP)."""
         self.scratch = scratch
         self.listings: LRUCache[Inode, Any] = LRUCache(_LISTED_NAMES, getsizeof=_weight)
@@ -237,9 +238,22 @@ class Context:
             self.live.is_up_now(inode)
         self.also_up(inode)
 
-    def look(self, parent: Inode, name: bytes) -> bytes:
-        """Look a name up and adopt what is there."""
-        return self.adopt(parent, name, *self.tree.lookup(parent.entry, name))
+    def made(
+        self, parent: Inode, name: bytes, mode: int, number: int | None = None
+    ) -> tuple[RealKey, Attributes, Any]:
+        """What has just been made at `name`, of a type and perhaps with an inode number in its layer, to be adopted.
+
+        ESTALE where something else is there by now, or nothing, by somebody behind the mount: the kernel would give the
+        caller what he may have no right to, or where it is of another type, EIO, and never forget it (fs/fuse/dir.c,
+        create_new_entry). So it looks anew.
+        """
+        try:
+            key, attributes, place = self.tree.lookup(parent.entry, name)
+        except FileNotFoundError:
+            raise stale() from None
+        if (attributes.mode ^ mode) & _TYPE or number not in (None, attributes.ino):
+            raise stale()
+        return key, attributes, place
 
     def known_at(self, parent: Inode, name: bytes) -> Inode | None:
         """The inode at a name, if there is one and the kernel knows it."""

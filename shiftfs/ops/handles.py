@@ -184,10 +184,10 @@ def create(ctx: Context, header: Header, request: requests.Create) -> Result:
     mode = creation_mode(ctx, header, parent, request.mode)
     with ctx.credentials.acting_as(header.uid, header.gid, request.umask):
         created = _new_file(ctx, parent, request.name, mode)
-    key, attributes, place = ctx.tree.lookup(parent.entry, request.name)
+    key, attributes, place = ctx.made(parent, request.name, stat.S_IFREG, os.fstat(created.fd).st_ino)
     entry = ctx.adopt(parent, request.name, key, attributes, place)
     inode = ctx.inodes.known(key)
-    if inode is not None and os.fstat(created.fd).st_ino == attributes.ino:
+    if inode is not None:
         ctx.tree.keep_data(inode.entry, created)
     fh = _handle(ctx, OpenFile(None, created, writable=True))
     return replies.create(entry, replies.open(fh, _cached(request.flags)))

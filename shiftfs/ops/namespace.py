@@ -76,21 +76,21 @@ def mknod(ctx: Context, header: Header, request: requests.Mknod) -> Payload:
             # The kernel did not know of it. It may be an open with O_CREAT, for which existing is no error: looking
             # again, the kernel finds the file, checks the caller's rights to it, and says EEXIST where that is right.
             raise stale() from None
-    return ctx.look(parent, request.name)
+    return ctx.adopt(parent, request.name, *ctx.made(parent, request.name, mode if stat.S_IFMT(mode) else stat.S_IFREG))
 
 
 def mkdir(ctx: Context, header: Header, request: requests.Mkdir) -> Payload:
     parent = ctx.to_change(header.nodeid)
     with ctx.credentials.acting_as(header.uid, header.gid, request.umask):
         ctx.tree.mkdir(parent.entry, request.name, request.mode)
-    return ctx.look(parent, request.name)
+    return ctx.adopt(parent, request.name, *ctx.made(parent, request.name, stat.S_IFDIR))
 
 
 def symlink(ctx: Context, header: Header, request: requests.Symlink) -> Payload:
     parent = ctx.to_change(header.nodeid)
     with ctx.credentials.acting_as(header.uid, header.gid, 0o022):
         ctx.tree.symlink(parent.entry, request.name, request.target)
-    return ctx.look(parent, request.name)
+    return ctx.adopt(parent, request.name, *ctx.made(parent, request.name, stat.S_IFLNK))
 
 
 def tmpfile(ctx: Context, header: Header, request: requests.Create) -> Payload:
@@ -125,7 +125,7 @@ def link(ctx: Context, header: Header, request: requests.Link) -> Payload:
     ctx.tree.link(inode.entry, parent.entry, request.name)
     if inode.unlinked:
         ctx.inodes.revive(inode)
-    return ctx.look(parent, request.name)
+    return ctx.adopt(parent, request.name, *ctx.made(parent, request.name, ctx.tree.attributes(inode.entry).mode))
 
 
 def unlink(ctx: Context, header: Header, request: requests.Unlink) -> Payload:

@@ -33,7 +33,9 @@ class Node:
     """One inode."""
 
     def __init__(self, number: int, mode: int) -> None:
-        self.number = number
+        self.content = Descriptor(_content(mode), os.close, writable=True)
+        # Of what is opened, as of a real file.
+        self.number = os.fstat(self.content.fd).st_ino if stat.S_ISREG(mode) else number
         self.mode = mode
         self.uid = self.gid = 0
         self.rdev = 0
@@ -43,7 +45,6 @@ class Node:
         self.parent: Node | None = None
         self.target = b""
         self.xattrs: dict[bytes, bytes] = {}
-        self.content = Descriptor(_content(mode), os.close, writable=True)
 
     @property
     def key(self) -> RealKey:
