@@ -12,7 +12,7 @@ import subprocess
 from collections.abc import Iterator
 
 from .options import MountOptions
-from .sys import files, libfuse, mounts
+from .sys import files, libfuse, mounts, privileges
 from .sys.mountinfo import MountInfo, listed
 
 _UNMOUNT_SECONDS = 20
@@ -114,8 +114,10 @@ def _words(options: MountOptions) -> Iterator[bytes]:
         yield b"dirsync"
     yield b"subtype=" + _escaped(options.subtype)
     yield b"fsname=" + _escaped(shown_source(options))
-    for option in options.kernel_options:
-        yield _escaped(option)
+    # In a user namespace SELinux refuses a context for FUSE (selinux_set_mnt_opts), which engines give all the same.
+    if options.kernel_options and privileges.in_initial_namespace():
+        for option in options.kernel_options:
+            yield _escaped(option)
 
 
 def shown_source(options: MountOptions) -> bytes:
