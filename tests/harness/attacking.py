@@ -3,12 +3,14 @@
 Owns each client until its end.
 """
 
+import fcntl
 import os
 import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 
 from harness.commands import EXIT_LIMIT, environment, open_directory, wait_until
 from harness.marks import Container, Marked
@@ -111,3 +113,18 @@ def expect_served_apart(mark: Marked, user: Container, other: Container, script:
             assert told == ["serving"]
             expect_all_well(mark, other)
         user.run("umount", "-l", user.target)
+
+
+@contextmanager
+def leased(paths: list[Path]) -> Iterator[None]:
+    """By somebody who does not let go: whoever is to write there waits, for as long as this lasts."""
+    ignored = signal.signal(signal.SIGIO, signal.SIG_IGN)
+    fds = [os.open(path, os.O_RDONLY) for path in paths]
+    try:
+        for fd in fds:
+            fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_RDLCK)
+        yield
+    finally:
+        for fd in fds:
+            os.close(fd)
+        signal.signal(signal.SIGIO, ignored)

@@ -1,19 +1,16 @@
 """What the mounts of a mark share in its process, each has a part of, whatever another takes: descriptors, workers,
 memory. With few of them it is tight."""
 
-import fcntl
 import os
-import signal
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from pathlib import Path
 
 import pytest
 
 import harness.shifted
 from harness import Layers, wait_until
-from harness.attacking import LIMIT, attacker, descriptors, expect_all_well
+from harness.attacking import LIMIT, attacker, descriptors, expect_all_well, leased
 from harness.marks import OTHER, Container, Marked, container, hidden_directory, marked, named
 
 FEW = 1024
@@ -120,21 +117,6 @@ stay()
 
 
 # Workers
-
-
-@contextmanager
-def leased(paths: list[Path]) -> Iterator[None]:
-    """By somebody who does not let go: whoever is to write there waits, for as long as this lasts."""
-    ignored = signal.signal(signal.SIGIO, signal.SIG_IGN)
-    fds = [os.open(path, os.O_RDONLY) for path in paths]
-    try:
-        for fd in fds:
-            fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_RDLCK)
-        yield
-    finally:
-        for fd in fds:
-            os.close(fd)
-        signal.signal(signal.SIGIO, ignored)
 
 
 def test_who_waits_for_many_files_at_once_holds_up_nobody_else() -> None:
