@@ -242,19 +242,13 @@ class OverlayTree:
             one.held.keep_data(one, data)
 
     def getxattr(self, entry: Entry, name: bytes) -> bytes:
-        if name.startswith(b"user.fuseoverlayfs."):
-            raise OSError(errno.ENODATA, os.strerror(errno.ENODATA))
         top = entry.top
-        name, override = xattrs.stored(name), self._layers.layers[top.layer].override
-        return os.getxattr(magic_link(top.fd), name if override is None else override.found(name))
+        return os.getxattr(magic_link(top.fd), xattrs.sought(self._layers.layers[top.layer].override, name))
 
     def listxattr(self, entry: Entry) -> list[bytes]:
         top = entry.top
         names = [os.fsencode(name) for name in os.listxattr(magic_link(top.fd))]
-        override = self._layers.layers[top.layer].override
-        if override is not None:
-            names = override.listed(names)
-        return [shown for name in names if (shown := xattrs.shown(name)) is not None]
+        return xattrs.listed(self._layers.layers[top.layer].override, names)
 
     def space(self, entry: Entry) -> Space:
         return real.space(self._layers.roots[0].fd)
@@ -397,16 +391,10 @@ class OverlayTree:
         self._layers.layers[one.layer].change(one.fd, change)
 
     def setxattr(self, entry: Entry, name: bytes, value: bytes, flags: int) -> None:
-        name = xattrs.stored(name)
-        if self._top.override is not None:
-            name = self._top.override.stored(name)
-        os.setxattr(magic_link(self._upper(entry).fd), name, value, flags)
+        os.setxattr(magic_link(self._upper(entry).fd), xattrs.kept(self.override, name), value, flags)
 
     def removexattr(self, entry: Entry, name: bytes) -> None:
-        name = xattrs.stored(name)
-        if self._top.override is not None:
-            name = self._top.override.found(name)
-        os.removexattr(magic_link(self._upper(entry).fd), name)
+        os.removexattr(magic_link(self._upper(entry).fd), xattrs.sought(self.override, name))
 
     def _upper(self, entry: Entry) -> Real:
         """What may be changed. Never a lower (EROFS), but for what is written through."""

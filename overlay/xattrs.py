@@ -5,10 +5,14 @@ Owns the names. Never interprets a value beyond what a name says. Any thread.
 
 import errno
 import os
-from typing import Final
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Final
 
 from shiftfs.layer import magic_link
 from shiftfs.sys.xattrs import names
+
+if TYPE_CHECKING:
+    from shiftfs.override import Override
 
 TRUSTED: Final = b"trusted.overlay."
 USER: Final = b"user.overlay."
@@ -94,6 +98,24 @@ def shown(full: bytes) -> bytes | None:
         if full.startswith(prefix):
             return prefix + full[len(prefix) + len(_ESCAPED) :] if full.startswith(prefix + _ESCAPED) else None
     return None if full.startswith(_FUSE) else full
+
+
+def listed(override: "Override | None", full: Iterable[bytes]) -> list[bytes]:
+    """The names that users see of a layer's attributes. `override`: the layer's own way with them."""
+    names = full if override is None else override.listed(full)
+    return [name for one in names if (name := shown(one)) is not None]
+
+
+def sought(override: "Override | None", full: bytes) -> bytes:
+    """Where a user's attribute is looked for on a layer. ENODATA for one that cannot be there."""
+    if full.startswith(_FUSE):
+        raise OSError(errno.ENODATA, os.strerror(errno.ENODATA))
+    return stored(full) if override is None else override.found(stored(full))
+
+
+def kept(override: "Override | None", full: bytes) -> bytes:
+    """Where it is kept. EPERM and EOPNOTSUPP for one that has no place."""
+    return stored(full) if override is None else override.stored(stored(full))
 
 
 def stored(full: bytes) -> bytes:
