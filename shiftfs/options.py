@@ -4,10 +4,8 @@ Owns every option's meaning and default, and the words of every error about them
 never looks at SOURCE or MOUNTPOINT. Main thread, before the mount.
 """
 
-import difflib
 import os
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 from . import __version__, arguments, usermaps
@@ -46,8 +44,7 @@ class Version(NamedTuple):
     text: str
 
 
-@dataclass(frozen=True, slots=True)
-class MountOptions:
+class MountOptions(NamedTuple):
     """What to mount, and how. The defaults are a user's; root's differ in allow_other and suid."""
 
     source: bytes | None  # None only with lowerdirs, where it is but a name to be shown
@@ -80,7 +77,7 @@ class MountOptions:
     workdir: bytes | None = None  # as upperdir
     redirect_dir: Literal["auto", "on", "off", "follow", "nofollow"] = "auto"
     metacopy: bool = False
-    index: bool = True
+    index: bool = True  # type: ignore[assignment]  # a method of tuples, which nobody wants here
     volatile: bool = False
     userxattr: bool = False
     static_nlink: bool = False  # each directory has one link
@@ -226,6 +223,8 @@ class _Options:
             raise UsageError(f"{f'{name}={value}'!r} cannot be; {name} takes off, auto or on")
 
     def _take_unknown(self, name: str) -> None:
+        import difflib  # for no start to wait for
+
         near = difflib.get_close_matches(name[:40], KNOWN, 1)
         hint = f"did you mean {near[0]}?" if near else "--help lists those there are"
         if not self._is_sloppy:

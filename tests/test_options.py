@@ -1,6 +1,5 @@
 """The command line: what it becomes, what is refused, and in which words."""
 
-import dataclasses
 
 import pytest
 
@@ -42,7 +41,7 @@ def refusal_of(text: str, *, is_root: bool = True) -> str:
 def test_the_defaults_of_root_and_of_a_user() -> None:
     user = MountOptions(b"/src", b"/mnt")
     assert parse("/src", "/mnt", is_root=False) == user
-    assert parse("/src", "/mnt") == dataclasses.replace(user, allow_other=True, suid=True)
+    assert parse("/src", "/mnt") == user._replace(allow_other=True, suid=True)
     assert (user.timeout, user.watch, user.subtype, user.open, user.default_permissions) == (
         1.0,
         "auto",
@@ -65,7 +64,7 @@ def test_the_defaults_of_root_and_of_a_user() -> None:
     ],
 )
 def test_options_stand_anywhere(argv: list[str]) -> None:
-    assert parse(*argv) == dataclasses.replace(parse("/src", "/mnt"), foreground=True, read_only=True)
+    assert parse(*argv) == parse("/src", "/mnt")._replace(foreground=True, read_only=True)
 
 
 def test_options_stand_anywhere_whatever_the_environment_says(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -144,7 +143,7 @@ def test_a_wrong_command_line_is_answered_with_the_right_one(argv: list[str], sa
 def test_mount_runs_us_with_its_own_letters(program: str) -> None:
     argv = ["/src", "/mnt", "-sfnv", "-o", "rw,dev,suid,timeout=5", "-t", "fuse.shiftfs"]
     parsed = parse(*argv, program=program)
-    assert parsed == dataclasses.replace(parse("/src", "/mnt"), fake=True, timeout=5.0, read_only=False)
+    assert parsed == parse("/src", "/mnt")._replace(fake=True, timeout=5.0, read_only=False)
     assert not parse("/src", "/mnt", program=program).fake
 
 
@@ -345,7 +344,7 @@ NOTHING = """threaded=1 fsync=0 fast_ino=1 fast_ino_check=1 writeback=1 plugins=
 @pytest.mark.parametrize("text", NOTHING.split())
 def test_what_does_nothing_is_accepted_and_said_once(text: str) -> None:
     parsed = with_o(f"{text},{text}")
-    assert dataclasses.replace(parsed, notes=()) == parse("/src", "/mnt")
+    assert parsed._replace(notes=()) == parse("/src", "/mnt")
     assert len(parsed.notes) == 1
     assert parsed.notes[0].startswith(f"{text.partition('=')[0]} does nothing here: ")
 
@@ -353,7 +352,7 @@ def test_what_does_nothing_is_accepted_and_said_once(text: str) -> None:
 def test_words_for_mount_alone_are_dropped() -> None:
     words = "defaults,auto,noauto,nofail,_netdev,user,user=me,users,owner,group,nouser,comment=hello,,rw"
     parsed = with_o(f"{words},x-systemd.automount,X-mount.mkdir=0755")
-    assert parsed == dataclasses.replace(parse("/src", "/mnt"), read_only=False)
+    assert parsed == parse("/src", "/mnt")._replace(read_only=False)
     assert not parsed.notes
 
 

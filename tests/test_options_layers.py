@@ -1,6 +1,5 @@
 r"""The options of layers: paths with every character, what goes together, what is forced, what is refused."""
 
-import dataclasses
 
 import pytest
 
@@ -69,7 +68,7 @@ def test_500_lowers_are_the_most() -> None:
 
 def test_a_source_may_be_left_out_where_there_are_layers() -> None:
     assert parse("lowerdir=/l").source is None
-    assert parse("lowerdir=/l", "shown", "/mnt") == dataclasses.replace(parse("lowerdir=/l"), source=b"shown")
+    assert parse("lowerdir=/l", "shown", "/mnt") == parse("lowerdir=/l")._replace(source=b"shown")
 
 
 @pytest.mark.parametrize(
@@ -114,7 +113,7 @@ def test_how_layers_are_stacked(text: str, field: str, expected: object) -> None
 @pytest.mark.parametrize("value", ["on", "off", "auto"])
 def test_inode_numbers_need_no_option(value: str) -> None:
     parsed = parse(f"lowerdir=/l,{PAIR},xino={value}")
-    assert dataclasses.replace(parsed, notes=()) == parse(f"lowerdir=/l,{PAIR}")
+    assert parsed._replace(notes=()) == parse(f"lowerdir=/l,{PAIR}")
     assert parsed.notes == ("xino does nothing here: inode numbers are always unique over the layers",)
 
 

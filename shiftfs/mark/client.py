@@ -84,7 +84,7 @@ def mount(options: MountOptions, device: str, note: Callable[[str], None] = _say
     default = MountOptions(options.source, options.mountpoint)
     if options.mark:
         raise MountError(f"{shown}: is a mark already; mark what it shows, or mount it")
-    for name in MountOptions.__slots__:
+    for name in MountOptions._fields:
         if name not in _OURS and getattr(options, name) != getattr(default, name):
             raise MountError(f"{name}: the mark has settled that; whoever marks a directory says how it is shown")
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as connection:

@@ -26,8 +26,8 @@ class Credentials:
     """The process's: it is not one mount's alone."""
 
     def __init__(self, uids: IdMap, gids: IdMap, acts_for_itself: bool = False) -> None:
-        """`acts_for_itself`: may who runs this process create, as the owner of what it stores, where the map has no shown
-        id for it?"""
+        """`acts_for_itself`: may who runs this process create, as the owner of what it stores, where the map has no
+        shown id for it?"""
         self.acts_for_itself = acts_for_itself
         self._uids = uids
         self._gids = gids
