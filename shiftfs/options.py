@@ -298,6 +298,13 @@ class _Options:
             return
         if not self._is_root:
             raise UsageError("mark needs root: it lets others do as root what they like with what is marked")
+        without = [name for name, flag in (("noacl", "acl"), ("noxattrs", "xattrs")) if not flags.get(flag, True)]
+        if without:
+            # It is with ACLs that the kernel checks rights, however a user mounts (fs/fuse/inode.c, process_init_reply).
+            raise UsageError(
+                f"mark and {without[0]} cannot go together: nobody would check rights where a user mounts; omit"
+                f" {without[0]}"
+            )
         # The mark itself is for root to look at; what is executed is executed on the mounts that are made of it.
         flags.update(allow_other=False, allow_root=False, suid=False, dev=False, exec=False)
 

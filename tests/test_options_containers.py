@@ -122,3 +122,11 @@ def test_a_line_as_podman_writes_it() -> None:
     assert parsed.lowerdirs == (*map(str.encode, names), b"l/ABC/../diff1")
     assert (parsed.upperdir, parsed.workdir, parsed.volatile) == (b"x/diff", b"x/work", True)
     assert parsed.kernel_options == (b"context=u:r:t:s0:c1,c2",)
+
+
+@pytest.mark.parametrize("text", ["noacl", "noxattrs=1"])
+def test_marks_have_acls(text: str) -> None:
+    """They make the kernel check rights where a user says `default_permissions` to nobody."""
+    name = text.partition("=")[0]
+    with pytest.raises(UsageError, match=f"mark and {name} cannot go together"):
+        parse_command_line(["-o", f"mark,{text}", "/src", "/mnt"], is_root=True)
