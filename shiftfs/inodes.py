@@ -31,13 +31,14 @@ class Watch:
 
 class Inode:
     """One inode that the kernel knows. `nlookup` counts the kernel's references; `unlinked` says that the real inode
-    has no name any more.
+    has no name any more, `is_outsiders` that it belongs to somebody who is not in the user namespace of the mount, if
+    that is another's.
 
     Where layers are watched: `parent` and `name` are where the kernel was last told that it is, `children` the names
     that it was told of a directory. A directory has a `watch`, other inodes if they have several names.
     """
 
-    __slots__ = ("children", "entry", "key", "name", "nlookup", "nodeid", "parent", "unlinked", "watch")
+    __slots__ = ("children", "entry", "is_outsiders", "key", "name", "nlookup", "nodeid", "parent", "unlinked", "watch")
 
     def __init__(self, nodeid: int, key: RealKey, entry: Any) -> None:
         self.nodeid = nodeid
@@ -45,6 +46,7 @@ class Inode:
         self.entry = entry
         self.nlookup = 0
         self.unlinked = False
+        self.is_outsiders = False
         self.parent: Inode | None = None
         self.name = b""
         self.children: dict[bytes, Inode] | None = None

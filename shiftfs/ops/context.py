@@ -202,6 +202,8 @@ class Context:
                 elif attributes.nlink > 1:
                     attributes = self.live.added(inode, attributes)
         inode.nlookup += 1
+        if self.inside is not None:
+            inode.is_outsiders = UNMAPPED in self.ids_inside(attributes)
         live, watch = self.live, parent.watch
         if live is None or watch is None:
             return replies.entry(inode.nodeid, 0, self.timeout, self.timeout, self.shown(attributes))
@@ -295,14 +297,18 @@ class Context:
             raise OSError(errno.EROFS, os.strerror(errno.EROFS))
         return inode
 
-    def refuse_unmapped_owner(self, attributes: Attributes) -> None:
-        """Nobody may change the owner, mode or flags of what an unmapped id owns: EPERM."""
+    def ids_inside(self, attributes: Attributes) -> tuple[int, int]:
+        """Owner and group as shown; UNMAPPED for whom there is no id in the mount's user namespace either."""
         uid, gid = self.uids.shown[attributes.uid], self.gids.shown[attributes.gid]
         if self.inside is not None:
             # The kernel lets its root give away what is nobody's there, if both ids are given (fs/attr.c, chown_ok).
             uid = UNMAPPED if self.inside.uids.real[uid] == UNMAPPED else uid
             gid = UNMAPPED if self.inside.gids.real[gid] == UNMAPPED else gid
-        if UNMAPPED in (uid, gid):
+        return uid, gid
+
+    def refuse_unmapped_owner(self, attributes: Attributes) -> None:
+        """Nobody may change the owner, mode or flags of what an unmapped id owns: EPERM."""
+        if UNMAPPED in self.ids_inside(attributes):
             raise OSError(errno.EPERM, os.strerror(errno.EPERM))
 
 
