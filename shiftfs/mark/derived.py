@@ -7,13 +7,12 @@ import json
 import os
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
-from typing import Any
 
 from .. import __version__
 from ..channel import Buffers
-from ..inodes import InodeTable
 from ..locks.table import Locks
 from ..loop import Loop
+from ..ops import namespace
 from ..ops.context import Inside
 from ..reflect.hub import Hub
 from ..reflect.journal import Journal
@@ -150,7 +149,8 @@ class DerivedMount:
         self._turns.leave()
         self._leave_tree()
         self._served.loop.disband(self.session)
-        _release_all(context.inodes, self._tree.release)
+        for inode in context.inodes.drop_all():
+            namespace.let_go(context, inode)
         self._ended(self)
 
     def _report(self, name: str, after: int = 0, when: float = 0.0) -> bytes:
@@ -165,8 +165,3 @@ class DerivedMount:
             "locks": {"served": context.locks is not None, "waiting": 0, "locks": []},
         }
         return json.dumps(told[name]).encode()
-
-
-def _release_all(inodes: InodeTable, release: Callable[[Any], None]) -> None:
-    for inode in inodes.drop_all():
-        release(inode.entry)

@@ -6,6 +6,7 @@ from typing import Final
 
 from ..inodes import Inode
 from ..sys import files
+from ..tree import Descriptor
 from ..wire import replies, requests
 from ..wire.requests import Header
 from .context import DONE, Context, Payload, stale
@@ -50,16 +51,22 @@ def _drop(ctx: Context, nodeid: int, count: int) -> None:
         ctx.listings.pop(inode, None)
         if inode.watch is not None and ctx.live is not None:
             ctx.live.forgotten(inode)
-        if inode.unlinked:
-            _free_aside(ctx, inode)
-        ctx.tree.release(inode.entry)
+        let_go(ctx, inode)
 
 
-def _free_aside(ctx: Context, inode: Inode) -> None:
+def let_go(ctx: Context, inode: Inode) -> None:
+    """Close what is held for an inode that is known no more."""
+    held = _large(ctx, inode) if inode.unlinked else []
+    ctx.tree.release(inode.entry)
+    if held:
+        ctx.aside(held.clear)  # the last reference goes on the worker, and with it the file's blocks
+
+
+def _large(ctx: Context, inode: Inode) -> list[Descriptor]:
     with contextlib.suppress(OSError):  # whatever the layer says, the rest of a batch is to be forgotten too
         if ctx.tree.attributes(inode.entry).blocks > _LARGE:
-            held = [ctx.tree.path(inode.entry)]
-            ctx.aside(held.clear)  # the last reference goes on the worker, and with it the file's blocks
+            return [ctx.tree.path(inode.entry)]
+    return []
 
 
 def readlink(ctx: Context, header: Header, request: requests.Readlink) -> Payload:
