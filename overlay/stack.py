@@ -47,7 +47,9 @@ def open_stack(
     below = [Directory("lowerdir", path, by_id) for path in lowers]
     if upper is None or work is None:
         refuse_overlaps(below)
-        return Stack(tuple(_lower(one) for one in below), None)
+        lower = tuple(_lower(one) for one in below)
+        _believe(lower if xattr_permissions else ())
+        return Stack(lower, None)
     written = Directory("upperdir", upper, by_id), Directory("workdir", work, by_id)
     refuse_overlaps([*below, *written])
     _check_pair(*written)
@@ -76,7 +78,12 @@ def _write_owners_down(which: Literal[1, 2], named: Directory, upper: Layer, low
             f"{named.named}: its owners cannot live in extended attributes ({error.strerror}), {advice}; give it one,"
             " or omit xattr_permissions"
         ) from None
-    for one in lowers:
+    _believe(lowers)
+
+
+def _believe(layers: Sequence[Layer]) -> None:
+    """Who mounts has said that owners live in attributes."""
+    for one in layers:
         if one.override is not None:
             one.override.trust()
 

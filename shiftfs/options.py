@@ -282,8 +282,6 @@ class _Options:
             flags["read_only"] = True
             if flags.pop("volatile", False):
                 self._note("volatile does nothing here: nothing is written without upperdir")
-            if values.pop("xattr_permissions", 0):
-                self._note("xattr_permissions does nothing here: nothing is written without upperdir")
         elif values.get("metacopy") and values.get("redirect_dir", "auto") not in ("auto", "on"):
             raise UsageError(
                 f"metacopy=on and redirect_dir={values['redirect_dir']} cannot go together: a redirect leads"

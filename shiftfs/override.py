@@ -119,6 +119,8 @@ class Override:
                 raise
             return attributes
         uid, gid, mode, rdev = parsed(value, attributes.mode)
+        if rdev and not self._is_trusted:  # root of a container may be ours on the layer, and yet make no device
+            return attributes
         return _new(Attributes, (*attributes[:9], mode, attributes[10], uid, gid, rdev, *attributes[14:]))
 
     # --- what is changed ---

@@ -70,8 +70,7 @@ def test_where_owners_live() -> None:
     assert [parse(f"xattr_permissions={which}").xattr_permissions for which in "012"] == [0, 1, 2]
     lower = parse_command_line(["-o", "lowerdir=/l,xattr_permissions=2", "/mnt"], is_root=False)
     assert isinstance(lower, MountOptions)
-    assert lower.xattr_permissions == 0, "nothing is written; what a layer says of itself is read in any case"
-    assert lower.notes[0].startswith("xattr_permissions does nothing here: nothing is written")
+    assert lower.xattr_permissions == 2, "nothing is written, but what layers say is believed"
     with pytest.raises(UsageError, match="xattr_permissions needs layers"):
         parse_command_line(["-o", "xattr_permissions=2", "/src", "/mnt"], is_root=False)
 

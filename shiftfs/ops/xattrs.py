@@ -14,6 +14,8 @@ from .context import DONE, Context, Payload
 
 _CAPABILITY: Final = b"security.capability"
 _ACLS: Final = frozenset({b"system.posix_acl_access", b"system.posix_acl_default"})
+_OWNERS: Final = b".override_stat"
+"""On a tree's root directory it would say of the next mount where all owners live (shiftfs.override)."""
 _KILL_SGID: Final = int(SetxattrFlag.ACL_KILL_SGID)
 
 
@@ -85,6 +87,8 @@ def setxattr(ctx: Context, header: Header, request: requests.Setxattr) -> Payloa
     entry = ctx.to_change(header.nodeid).entry
     name, value = request.name, request.value
     refuse_the_hosts(ctx, name)
+    if ctx.inside is not None and entry is ctx.tree.root and name.endswith(_OWNERS):
+        raise OSError(errno.EPERM, os.strerror(errno.EPERM))
     if name in _ACLS:
         refuse_acls(ctx)
         ctx.refuse_unmapped_owner(ctx.tree.attributes(entry))

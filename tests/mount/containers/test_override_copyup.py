@@ -63,16 +63,16 @@ def test_a_copy_takes_what_a_layer_says_of_it(our_layers: Layers) -> None:
 
 def test_a_copy_into_a_plain_upper_is_what_was_said(our_layers: Layers) -> None:
     lower = say(our_layers.lower, "0:0:755:dir")
-    for one, value in {"file": "5:6:0640:file", "fifo": "5:6:0600:pipe", "device": "0:0:0666:char-1-3"}.items():
+    for one, value in {"file": "5:6:0640:file", "fifo": "5:6:0600:pipe", "socket": "0:0:0666:socket"}.items():
         (lower / one).write_bytes(b"")
         say(lower / one, value)
     with our_layers.mount() as mount:
-        for one in ("file", "fifo", "device"):
+        for one in ("file", "fifo", "socket"):
             os.chown(mount.path / one, OWNER, OTHER)
         assert shown(mount.path / "fifo") == (OWNER, OTHER, "prw-------")
     assert shown(our_layers.upper / "file") == (OWNER, OTHER, "-rw-r-----")
     assert shown(our_layers.upper / "fifo") == (OWNER, OTHER, "prw-------")
-    assert shown(our_layers.upper / "device") == (OWNER, OTHER, "crw-rw-rw-")
+    assert shown(our_layers.upper / "socket") == (OWNER, OTHER, "srw-rw-rw-")
     assert os.listxattr(our_layers.upper / "fifo") == ["trusted.overlay.origin"]
 
 

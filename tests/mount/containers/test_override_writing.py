@@ -12,6 +12,7 @@ import pytest
 from harness import Caller, Layers, Mount, run
 from harness.calls import RENAME_EXCHANGE, refuses, renameat2
 from harness.kinds import make_tmpfile
+from harness.marks import container, marked
 from harness.overrides import CONTAINERS, NAMES, PRIVILEGED, USER, said, say, shown
 
 OWNER, OTHER = 4711, 4712
@@ -173,6 +174,17 @@ def test_it_is_not_to_be_seen_or_set(our_layers: Layers, writable: Mount, name: 
         assert sorted(os.listxattr(path)) == [name, "user.other"]
     assert said(our_layers.upper / "file", name) == before
     assert shown(path)[2] == "-rw-r--r--"
+
+
+@pytest.mark.parametrize("name", [CONTAINERS, USER])
+def test_who_mounts_a_mark_does_not_say_where_its_owners_live(name: str) -> None:
+    with marked() as mark, container() as user:
+        (mark.source / "directory").mkdir()
+        user.mount(mark.path)
+        set_it = ["setfattr", "-n", name, "-v", "0:0:4755"]
+        assert user.run(*set_it, user.target, check=False).returncode != 0
+        assert user.run(*set_it, user.target / "directory").returncode == 0, "an engine inside has layers of its own"
+    assert os.listxattr(mark.source) == []
 
 
 def test_capabilities_live_beside_it(our_layers: Layers) -> None:
