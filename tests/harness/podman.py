@@ -84,7 +84,7 @@ class Engine:
             "TMPDIR": _RUN,
             "LC_ALL": "C",
         }
-        self.program = _executable(base)
+        self.program = executable(base)
         (self.home / ".config/containers/containers.conf").write_text(_CONTAINERS)
         self.use(self.program)
 
@@ -167,7 +167,7 @@ def _others() -> str:
     return os.environ.get("TMPDIR", "/tmp").rstrip("/")
 
 
-def _executable(base: Path) -> Path:
+def executable(base: Path) -> Path:
     """The program under its one name, as whoever configures podman gives it, for everybody to run."""
     installed = Path(sys.executable).with_name("shiftfs")
     spec = importlib.util.find_spec("shiftfs")
