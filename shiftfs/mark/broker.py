@@ -43,8 +43,7 @@ class Refused(Exception):
 
 
 class Owner(NamedTuple):
-    """Whose the new mount is: who made the user namespace, its uids and gids, shown inside and real outside, and the
-    `user` for whom it counts."""
+    """Whose a mount is: who made its user namespace, the ids there (shown inside, real outside), for whom it counts."""
 
     uid: int
     uids: IdMap
