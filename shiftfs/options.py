@@ -298,7 +298,7 @@ class _Options:
             raise UsageError("mark needs root: it lets others do as root what they like with what is marked")
         without = [name for name, flag in (("noacl", "acl"), ("noxattrs", "xattrs")) if not flags.get(flag, True)]
         if without:
-            # It is with ACLs that the kernel checks rights, however a user mounts (fs/fuse/inode.c, process_init_reply).
+            # With ACLs the kernel checks rights, however a user mounts (fs/fuse/inode.c, process_init_reply).
             raise UsageError(
                 f"mark and {without[0]} cannot go together: nobody would check rights where a user mounts; omit"
                 f" {without[0]}"

@@ -72,7 +72,7 @@ BAD = {
     "an upper without a lower": Bad(PAIR, ["upperdir needs layers", "add lowerdir=TOP:...:BOTTOM"]),
     "an empty lower": Bad("lowerdir=lower0:", ["'lowerdir=lower0:' cannot be", "none of them empty"]),
     "too many": Bad(f"lowerdir={':'.join(['lower0'] * 501)}", ["lowerdir names 501 directories", "give 500 at most"]),
-    "a redirect_dir that is none": Bad("lowerdir=lower0,redirect_dir=yes", ["redirect_dir=yes", "auto, on, off, follow or"]),
+    "a redirect_dir that is none": Bad("lowerdir=lower0,redirect_dir=yes", ["redirect_dir=yes", "auto, on, off, "]),
     "metacopy without redirects": Bad(
         f"lowerdir=lower0,{PAIR},metacopy=on,redirect_dir=off", ["metacopy=on and redirect_dir=off", "keep one"]
     ),
