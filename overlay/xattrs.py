@@ -5,7 +5,9 @@ Owns the names. Never interprets a value beyond what a name says. Any thread.
 
 import errno
 import os
-from collections.abc import Iterable
+import stat
+from collections.abc import Callable, Iterable
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from shiftfs.layer import magic_link
@@ -72,16 +74,32 @@ def _path(directory: int, name: bytes) -> bytes:
 
 def put(fd: int, full: bytes, value: bytes) -> None:
     """Set an attribute of what `fd` (O_PATH too) is of."""
-    os.setxattr(magic_link(fd), full, value)
+    _changing(fd, partial(os.setxattr, magic_link(fd), full, value))
 
 
 def drop(fd: int, full: bytes) -> None:
     """Remove one that may not be there."""
     try:
-        os.removexattr(magic_link(fd), full)
+        _changing(fd, partial(os.removexattr, magic_link(fd), full))
     except OSError as error:
         if error.errno not in _ABSENT:
             raise
+
+
+def _changing(fd: int, change: Callable[[], None]) -> None:
+    """Make a change that takes the right to write where it is about user.*: an owner without privileges gives it to
+    himself meanwhile."""
+    try:
+        change()
+    except PermissionError as error:
+        mode = stat.S_IMODE(os.stat(magic_link(fd)).st_mode)
+        if error.errno != errno.EACCES or mode & stat.S_IWUSR:
+            raise
+        os.chmod(magic_link(fd), mode | stat.S_IWUSR)
+        try:
+            change()
+        finally:
+            os.chmod(magic_link(fd), mode)
 
 
 def is_private(full: bytes) -> bool:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from harness import Layers, errno_of, run
+from harness import Caller, Layers, errno_of, run, write_tree
 from harness.overlaid import Fill, Overlay, finish, never, overlaid
 from overlay.entry import Entry
 from shiftfs.tree import Gate, Steps, Work
@@ -60,6 +60,27 @@ def test_what_comes_up_is_as_it_was_with_its_parents(overlay: Overlay, layers: L
     assert [getattr(after, field) for field in unchanged] == [getattr(before, field) for field in unchanged]
     assert stat.S_IFMT((layers.upper / os.fsdecode(path)).lstat().st_mode) == stat.S_IFMT(before.mode)
     assert left_in_work(layers) == []
+
+
+def test_a_user_brings_up_what_he_may_not_write(layers: Layers) -> None:
+    """user.* attributes take that right, and nobody but him has to know of them."""
+    write_tree(layers.lower, {"own": {"file": b"content", "one": b"linked"}})
+    os.link(layers.lower / "own/one", layers.lower / "own/two")
+    for name in ("file", "one"):
+        (layers.lower / "own" / name).chmod(0o444)
+    run(["chown", "-R", "1000:1000", layers.base])
+
+    def work() -> None:
+        with overlaid(layers) as overlay:
+            for name in (b"file", b"one"):
+                overlay.up(b"own/" + name)
+
+    Caller(1000, 1000)(work)
+    for name, content in (("file", b"content"), ("one", b"linked")):
+        path = layers.upper / "own" / name
+        assert (path.read_bytes(), stat.S_IMODE(path.stat().st_mode)) == (content, 0o444)
+        assert "user.overlay.origin" in os.listxattr(path)
+    assert "user.overlay.nlink" in os.listxattr(layers.upper / "own/one")
 
 
 def test_content_and_target_are_the_same(overlay: Overlay, layers: Layers) -> None:
@@ -250,9 +271,7 @@ def test_an_error_at_any_step_leaves_nothing_behind(
 
 @pytest.mark.parametrize("flag", ["+i", "+a"])
 @pytest.mark.parametrize("path", ["d/e/f", "d"])
-def test_what_may_not_be_changed_below_is_not_copied(
-    overlay: Overlay, layers: Layers, flag: str, path: str
-) -> None:
+def test_what_may_not_be_changed_below_is_not_copied(overlay: Overlay, layers: Layers, flag: str, path: str) -> None:
     run(["chattr", flag, layers.lower / path])
     try:
         assert errno_of(lambda: overlay.up(b"d/e/f")) == errno.EPERM
