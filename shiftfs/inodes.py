@@ -94,6 +94,10 @@ class InodeTable:
         """The inode of a real inode, if the kernel knows it."""
         return self._by_key.get(key)
 
+    def adopted(self, key: RealKey) -> Inode:
+        """The same of one that the kernel knows for sure."""
+        return self._by_key[key]
+
     def new_nodeid(self) -> int:
         """One that nothing has had, and nothing else will have."""
         nodeid = self._next

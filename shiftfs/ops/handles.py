@@ -113,8 +113,7 @@ def _opened(ctx: Context, header: Header, inode: Inode, flags: int) -> Generator
         if not (writable and flags & os.O_APPEND):
             raise
         kept = yield from files.opened_to_append(ctx, inode)
-    answer = _cached(flags) if writable else _KEEP_CACHE | (_NO_FLUSH if ctx.locks is None else 0)
-    return _handle(ctx, OpenFile(None, kept, writable)), answer
+    return _handle(ctx, OpenFile(None, kept, writable)), _answer(ctx, inode, flags, writable)
 
 
 def _is_trusted(ctx: Context, header: Header) -> bool:
@@ -149,6 +148,13 @@ def _open_passed_on(ctx: Context, header: Header, path: Descriptor, flags: int) 
         return _open_pseudo(ctx, header, path, flags)
     except PermissionError:
         return None
+
+
+def _answer(ctx: Context, inode: Inode, flags: int, writable: bool) -> int:
+    """FOPEN_ flags. FLUSH is for locks, and for what close(2) may report of writes to another machine."""
+    answer = _cached(flags) if writable else _KEEP_CACHE
+    is_flushed = ctx.locks is not None or (writable and ctx.tree.may_block(inode.entry))
+    return answer if is_flushed else answer | _NO_FLUSH
 
 
 def _cached(flags: int) -> int:
@@ -186,11 +192,10 @@ def create(ctx: Context, header: Header, request: requests.Create) -> Result:
         created = _new_file(ctx, parent, request.name, mode)
     key, attributes, place = ctx.made(parent, request.name, stat.S_IFREG, os.fstat(created.fd).st_ino)
     entry = ctx.adopt(parent, request.name, key, attributes, place)
-    inode = ctx.inodes.known(key)
-    if inode is not None:
-        ctx.tree.keep_data(inode.entry, created)
+    inode = ctx.inodes.adopted(key)
+    ctx.tree.keep_data(inode.entry, created)
     fh = _handle(ctx, OpenFile(None, created, writable=True))
-    return replies.create(entry, replies.open(fh, _cached(request.flags)))
+    return replies.create(entry, replies.open(fh, _answer(ctx, inode, request.flags, writable=True)))
 
 
 def _new_file(ctx: Context, parent: Inode, name: bytes, mode: int) -> Descriptor:

@@ -130,6 +130,18 @@ def test_writing_costs_one_request_each(undisturbed: Mount, still: Place) -> Non
     assert not requests.keys() - {"WRITE", "FORGET", "BATCH_FORGET"}
 
 
+@pytest.mark.parametrize("flags", [os.O_RDONLY, os.O_WRONLY, os.O_RDWR])
+def test_closing_is_told_once(source: Path, flags: int) -> None:
+    """Where OPEN is served RELEASE tells of it; FLUSH, for which close(2) would wait, has nothing to say."""
+    (source / "file").write_bytes(b"content")
+    with mounted(source, None, "open=serve") as mount, requests_during(mount) as requests:
+        for _ in range(ROUNDS):
+            os.close(os.open(mount.path / "file", flags))
+        wait_until(lambda: mount.stats()["handles"] == 0, "all are closed")
+    assert requests["OPEN"] == requests["RELEASE"] == ROUNDS
+    assert requests["FLUSH"] == 0
+
+
 # Changes of the layer.
 
 

@@ -16,6 +16,7 @@ from harness import (
     layered,
     mounted,
     read_tree,
+    requests_during,
     wait_until,
     write_tree,
 )
@@ -119,6 +120,16 @@ def test_attributes_show_within_the_timeout(shown: tuple[Mount, bool], remote: P
             return (found.st_mode & 0o777, found.st_mtime) == (0o711, 2000)
 
         wait_until(is_shown, f"{name} has the new attributes", LIMIT)
+
+
+@pytest.mark.parametrize("shown", ["single"], indirect=True)
+def test_closing_asks_the_other_machine(shown: tuple[Mount, bool]) -> None:
+    """What has become of the writes there, close(2) is to report."""
+    mount, _ = shown
+    with requests_during(mount) as requests:
+        for _ in range(10):
+            (mount.path / "f").write_bytes(b"written")
+    assert requests["FLUSH"] == 10
 
 
 def test_an_open_file_follows(shown: tuple[Mount, bool], remote: Path) -> None:
