@@ -9,8 +9,8 @@ import os
 from typing import Final
 
 from shiftfs.descriptors import Descriptors
-from shiftfs.layer import is_our_own
 from shiftfs.sys import privileges
+from shiftfs.sys import xattrs as user_attributes
 from shiftfs.tree import Attributes, Descriptor, RealKey
 
 from . import xattrs
@@ -75,7 +75,7 @@ class Layers:
         our own inodes: anybody else could show himself what he may not read."""
         if not self._is_cautious:
             return True
-        return is_our_own(attributes, self._own)
+        return user_attributes.are_of(attributes.uid, self._own, attributes.mode)
 
     def private(self, real: Real) -> Private:
         """The overlay's own attributes of a real inode."""

@@ -288,13 +288,6 @@ def narrowed(number: int) -> int:
     return (number ^ number >> 32) & 0xFFFFFFFF or 0xFFFFFFFF
 
 
-def is_our_own(attributes: Attributes, own: int) -> bool:
-    """Can nobody but root and `own` have set the user.* attributes of an inode? Whoever may write to it could
-    (xattr(7)), but on directories with the sticky bit."""
-    is_shared = attributes.mode & 0o022 and not (attributes.mode >> 12 == 4 and attributes.mode & 0o1000)
-    return attributes.uid in (0, own) and not is_shared
-
-
 def of_unknown_kinds(names: list[tuple[bytes, int, int]]) -> list[tuple[bytes, int, int]]:
     """A listing in which what is a regular file on the layer may be meant to be anything (DT_UNKNOWN)."""
     return [(name, number, 0 if kind == 8 else kind) for name, number, kind in names]

@@ -15,8 +15,7 @@ from collections.abc import Iterable
 from functools import lru_cache
 from typing import Final, Literal, NamedTuple
 
-from .layer import is_our_own
-from .sys import privileges
+from .sys import privileges, xattrs
 from .tree import Attributes, Change
 
 _PRIVILEGED: Final = b"security.fuseoverlayfs.override_stat"
@@ -110,7 +109,7 @@ class Override:
         cannot be told."""
         if attributes.mode >> 12 not in (4, 8):  # S_IFDIR, S_IFREG: others take no such attribute
             return attributes
-        if not self._is_trusted and not is_our_own(attributes, self._own):
+        if not self._is_trusted and not xattrs.are_of(attributes.uid, self._own, attributes.mode):
             return attributes
         try:
             value = os.getxattr(_path(directory, name), self.name, follow_symlinks=not name)

@@ -1,4 +1,5 @@
-"""Listing extended attributes by one name beneath a directory. listxattrat(2), listxattr(2). Any thread."""
+"""Listing extended attributes by one name beneath a directory, and who can have set them. listxattrat(2),
+listxattr(2), xattr(7). Any thread."""
 
 import errno
 import os
@@ -13,6 +14,13 @@ _SYMLINK_NOFOLLOW: Final = 0x100
 _SIZE: Final = 65536  # XATTR_LIST_MAX
 _room = threading.local()
 _missing: list[bool] = []  # before Linux 6.13
+
+
+def are_of(uid: int, own: int, mode: int) -> bool:
+    """Can nobody but root and `own` have set the user.* attributes of an inode that is `uid`'s? Whoever may write to it
+    could, but on directories with the sticky bit."""
+    is_shared = mode & 0o022 and not (mode >> 12 == 4 and mode & 0o1000)
+    return uid in (0, own) and not is_shared
 
 
 def names(directory: int, name: bytes) -> bytes:
