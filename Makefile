@@ -31,7 +31,7 @@ demo:
 
 test: check
 	@.ci/packages $(TEST_PACKAGES)
-	$(PYTHON) -P -m pytest --numprocesses=$(WORKERS) --dist=loadscope $(PYTEST_ARGS)
+	$(PYTHON) -P -m pytest --numprocesses=$(WORKERS) --dist=loadscope --no-loadscope-reorder $(PYTEST_ARGS)
 
 check:
 	@.ci/packages $(RUN_PACKAGES)
