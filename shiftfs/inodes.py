@@ -31,14 +31,13 @@ class Watch:
 
 class Inode:
     """One inode that the kernel knows. `nlookup` counts the kernel's references; `unlinked` says that the real inode
-    has no name any more, `is_outsiders` that it belongs to somebody who is not in the user namespace of the mount, if
-    that is another's.
+    has no name any more.
 
     Where layers are watched: `parent` and `name` are where the kernel was last told that it is, `children` the names
     that it was told of a directory. A directory has a `watch`, other inodes if they have several names.
     """
 
-    __slots__ = ("children", "entry", "is_outsiders", "key", "name", "nlookup", "nodeid", "parent", "unlinked", "watch")
+    __slots__ = ("children", "entry", "key", "name", "nlookup", "nodeid", "parent", "unlinked", "watch")
 
     def __init__(self, nodeid: int, key: RealKey, entry: Any) -> None:
         self.nodeid = nodeid
@@ -46,7 +45,6 @@ class Inode:
         self.entry = entry
         self.nlookup = 0
         self.unlinked = False
-        self.is_outsiders = False
         self.parent: Inode | None = None
         self.name = b""
         self.children: dict[bytes, Inode] | None = None
@@ -72,6 +70,9 @@ class InodeTable:
     def __init__(self, root_key: RealKey, root_entry: Any) -> None:
         self.root = Inode(ROOT_ID, root_key, root_entry)
         self.root.nlookup = 1
+        self.outsiders: set[int] = set()
+        """The nodeids of what belongs to somebody who is not in the user namespace of the mount, if that is another's:
+        few are, so nothing of it is kept for each inode."""
         self._by_nodeid: dict[int, Inode] = {ROOT_ID: self.root}
         self._by_key: dict[RealKey, Inode] = {root_key: self.root}
         self._other_places: dict[Inode, set[Place]] = {}
@@ -148,6 +149,7 @@ class InodeTable:
                     del self._by_key[inode.key]
                 while inode.parent is not None:
                     self.untell(inode.parent, inode.name)
+                self.outsiders.discard(inode.nodeid)
                 dropped.append(inode)
         return dropped
 

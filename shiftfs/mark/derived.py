@@ -24,7 +24,7 @@ from ..tree import Tree
 from .broker import Owner, Tell
 from .limits import Size
 from .neighbours import Neighbours
-from .outsiders import are_outside, keeping_out
+from .outsiders import keeping_out
 from .protocol import READ_ONLY
 from .remote_agent import RemoteAgent
 from .shared import SharedTree
@@ -80,8 +80,7 @@ class DerivedMount:
             buffers=served.buffers,
         )  # fmt: skip
         session.context.inside = Inside(owner.uids, owner.gids)
-        root = session.context.inodes.root
-        root.is_outsiders = are_outside(session.context, self._tree.root_attributes()[1])
+        session.context.note_owner(session.context.inodes.root, self._tree.root_attributes()[1])
         session.wrap(keeping_out)
         session.context.credentials.acts_for_itself = False  # callers there bear the same ids
         session.context.open_files = Share(served.open_files)

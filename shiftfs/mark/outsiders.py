@@ -38,13 +38,13 @@ def _refuse(number: int) -> None:
 
 def _keep(ctx: Context, inode: Inode, number: int = errno.EACCES) -> None:
     """Nobody inside changes it."""
-    if inode.is_outsiders:
+    if inode.nodeid in ctx.inodes.outsiders:
         _refuse(number)
 
 
 def _let_in(ctx: Context, inode: Inode, wanted: int) -> None:
     """EACCES if nobody inside may do any of what is `wanted` (S_IROTH, S_IXOTH)."""
-    if inode.is_outsiders and not _open_to_insiders(ctx, inode) & wanted:
+    if inode.nodeid in ctx.inodes.outsiders and not _open_to_insiders(ctx, inode) & wanted:
         _refuse(errno.EACCES)
 
 

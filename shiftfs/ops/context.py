@@ -203,7 +203,7 @@ class Context:
                     attributes = self.live.added(inode, attributes)
         inode.nlookup += 1
         if self.inside is not None:
-            inode.is_outsiders = UNMAPPED in self.ids_inside(attributes)
+            self.note_owner(inode, attributes)
         live, watch = self.live, parent.watch
         if live is None or watch is None:
             return replies.entry(inode.nodeid, 0, self.timeout, self.timeout, self.shown(attributes))
@@ -305,6 +305,13 @@ class Context:
             uid = UNMAPPED if self.inside.uids.real[uid] == UNMAPPED else uid
             gid = UNMAPPED if self.inside.gids.real[gid] == UNMAPPED else gid
         return uid, gid
+
+    def note_owner(self, inode: Inode, attributes: Attributes) -> None:
+        """Is it somebody's who is not inside?"""
+        if UNMAPPED in self.ids_inside(attributes):
+            self.inodes.outsiders.add(inode.nodeid)
+        else:
+            self.inodes.outsiders.discard(inode.nodeid)
 
     def refuse_unmapped_owner(self, attributes: Attributes) -> None:
         """Nobody may change the owner, mode or flags of what an unmapped id owns: EPERM."""

@@ -124,11 +124,12 @@ def test_symlinks_are_not_followed(tmp_path: Path) -> None:
     os.symlink("B", tmp_path / "to B")
     for mode in KINDS:
         with listening(tmp_path, mode) as listener:
-            assert listener.watchers.add(device_of(tmp_path), listener.root, b"to B", False) is not None
+            token = listener.watchers.add(device_of(tmp_path), listener.root, b"to B", False)
+            assert token is not None
             by_others(lambda: (tmp_path / "B/old").chmod(0o600))
-            assert listener.happenings() == []
+            assert not [one for one in listener.happenings() if token in (one.directory, one.target)]
             by_others(lambda: os.lchown(tmp_path / "to B", 5, 5))
-            (one,) = listener.happenings()
+            (one,) = (one for one in listener.happenings() if token in (one.directory, one.target))
             assert one.what is What.ATTRIBUTES
 
 
