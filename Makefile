@@ -39,13 +39,14 @@ check:
 	$(PYTHON) -m ruff check --quiet $(CHECKED)
 	$(PYTHON) -m mypy --strict --no-error-summary $(CHECKED)
 
-# Cold lookups and walks beside other filesystems, what others wait while a mount is busy, and overlays.
+# Cold lookups and walks beside other filesystems, what others wait while a mount is busy, overlays, containers.
 bench:
 	@.ci/packages $(TEST_PACKAGES)
 	@.ci/venv $(VENV) test
 	$(PYTHON) -m bench.cold
 	$(PYTHON) -m bench.latency
 	$(PYTHON) -m bench.layers
+	PYTHONPATH=tests $(PYTHON) -m bench.containers
 
 install:
 	@.ci/packages $(RUN_PACKAGES)
