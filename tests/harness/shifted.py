@@ -38,6 +38,9 @@ _ROUNDS = 20
 
 MOUNT_LIMIT = 30.0
 SETTLE_LIMIT = 60.0
+# A daemon ends with the last copy of its mount, and whatever another process of this run has in a mount namespace of its
+# own may have one, for as long as it lasts.
+END_LIMIT = 40.0
 
 
 @dataclass
@@ -112,7 +115,7 @@ def mounted(
     /etc/passwd, since fusermount3 asks for it; `descriptors` the hard limit of open files that the command gets.
 
     The mountpoint is a new directory unless given. Leftover when, at the end, the mount does not go, or the
-    daemon has not ended EXIT_LIMIT seconds after it.
+    daemon has not ended END_LIMIT seconds after it.
     """
     path = mountpoint or open_directory("mnt-")
     if mountpoint is None and user is not None:
@@ -167,7 +170,7 @@ def _in_foreground(args: Sequence[str], path: Path) -> Iterator[None]:
             # The unmount has ended it already, unless it never mounted.
             if process.poll() is None:
                 process.kill()
-            process.wait(EXIT_LIMIT)
+            process.wait(END_LIMIT)
 
 
 def start_time(pid: int) -> str:
@@ -183,7 +186,7 @@ def _expect_end(pid: int, started: str) -> None:
     """Wait for the daemon to end by itself; kill it, and Leftover, when it does not."""
     try:
         wait_until(
-            lambda: not started or start_time(pid) != started, f"end of the daemon, process {pid}", EXIT_LIMIT
+            lambda: not started or start_time(pid) != started, f"end of the daemon, process {pid}", END_LIMIT
         )
     except AssertionError as failure:
         os.kill(pid, signal.SIGKILL)

@@ -146,6 +146,7 @@ def test_the_kernel_itself_lets_nobody_write_or_move_it(mount: Mount, root: Call
     (layer / "file").touch()
     (layer / "file").chmod(0o666)
     os.chown(layer / "file", UNMAPPED, UNMAPPED)
+    mount.settled()
     expected = errno.EACCES if change == "write" else errno.EOVERFLOW
     assert errno_of(lambda: root(calls[change], seen / "file")) == expected
     assert os.listdir(layer) == ["file"]
