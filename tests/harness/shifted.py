@@ -38,8 +38,8 @@ _ROUNDS = 20
 
 MOUNT_LIMIT = 30.0
 SETTLE_LIMIT = 60.0
-# A daemon ends with the last copy of its mount, and whatever another process of this run has in a mount namespace of its
-# own may have one, for as long as it lasts.
+# A daemon ends with the last copy of its mount, and whatever another process of this run has in a mount namespace of
+# its own may have one, for as long as it lasts.
 END_LIMIT = 40.0
 
 
