@@ -79,7 +79,7 @@ def _change(ctx: Context, header: Header, request: requests.Setattr, before: Att
     uid = ctx.uids.real[request.uid] if valid & _UID else None
     gid = ctx.gids.real[request.gid] if valid & _GID else None
     if UNMAPPED in (uid, gid):
-        if not _squashes(ctx):
+        if not ctx.credentials.squashes:
             raise OSError(errno.EOVERFLOW, os.strerror(errno.EOVERFLOW))
         uid, gid = (None if number == UNMAPPED else number for number in (uid, gid))
     if not valid & _ANYTHING:
@@ -134,15 +134,10 @@ def _truncate_later(ctx: Context, header: Header, inode: Inode, size: int, chang
 
 def _apply(ctx: Context, inode: Inode, change: Change | None) -> Payload:
     if change is not None:
-        if _squashes(ctx):
+        if ctx.credentials.squashes:
             change = _without_owner(ctx, inode, change)
         ctx.tree.change(inode.entry, change)
     return replies.attr(ctx.valid(inode), ctx.shown(ctx.tree.attributes(inode.entry)))
-
-
-def _squashes(ctx: Context) -> bool:
-    """Is everything shown as one owner's, whoever is stored?"""
-    return ctx.uids.squash is not None or ctx.gids.squash is not None
 
 
 def _without_owner(ctx: Context, inode: Inode, change: Change) -> Change:

@@ -262,8 +262,7 @@ def _written(ctx: Context, inode: Inode, request: requests.Write, count: int) ->
 def kill_set_ids(ctx: Context, inode: Inode) -> None:
     """Somebody without CAP_FSETID has written (FUSE_HANDLE_KILLPRIV_V2). File capabilities the layer has dropped, where
     it knows of them."""
-    if ctx.tree.override is not None:
-        drop_capability(ctx, inode)
+    drop_capability(ctx, inode)
     mode = without_set_ids(ctx.tree.attributes(inode.entry).mode)
     if mode is not None:
         ctx.tree.change(inode.entry, Change(mode, None, None, None, None))

@@ -26,7 +26,7 @@ NOTHING = Change(None, None, None, None, None)
 def ctx() -> Any:
     """As much of a context as is asked here: ids 0 to 9 are shown as 100 to 109."""
     idmap = IdMap([Range(0, 100, 10)])
-    made = SimpleNamespace(uids=idmap, gids=idmap, inside=None)
+    made = SimpleNamespace(uids=idmap, gids=idmap, inside=None, credentials=SimpleNamespace(squashes=False))
     made.ids_inside = lambda a: Context.ids_inside(made, a)  # type: ignore[arg-type]
     made.caller = lambda header: (header.uid, header.gid)
     made.refuse_unmapped_owner = lambda a: Context.refuse_unmapped_owner(made, a)  # type: ignore[arg-type]

@@ -60,18 +60,22 @@ stay()
         wait_until(lambda: mark.mount.status()["descriptors"]["unlinked"] == 0, "none is kept", LIMIT)
 
 
-def test_who_keeps_what_another_removes_hinders_him_in_nothing() -> None:
-    script = f"""
+def opening(flags: str) -> str:
+    """What opens many files, and keeps them open."""
+    return f"""
 import resource
 resource.setrlimit(resource.RLIMIT_NOFILE, (4096, 4096))
 os.chdir(TARGET)
-fds = [os.open(str(number), os.O_RDONLY) for number in range({FEW})]
+fds = [os.open(str(number), os.{flags}) for number in range({FEW})]
 tell("open")
 stay()
 """
+
+
+def test_who_keeps_what_another_removes_hinders_him_in_nothing() -> None:
     with marked(descriptors=FEW) as mark, two(mark) as (user, other):
         other.shell(f"i=0; while [ $i -lt {FEW} ]; do echo > $i; i=$((i+1)); done")
-        with attacker(mark, user, script):
+        with attacker(mark, user, opening("O_RDONLY")):
             other.shell("rm *", limit=LIMIT)
             assert os.listdir(mark.source) == []
             expect_all_well(mark, other)
@@ -79,18 +83,10 @@ stay()
 
 def test_who_has_many_files_open_leaves_others_theirs() -> None:
     """Where each keeps a descriptor, for it may be removed behind the mount."""
-    script = f"""
-import resource
-resource.setrlimit(resource.RLIMIT_NOFILE, (4096, 4096))
-os.chdir(TARGET)
-fds = [os.open(str(number), os.O_RDWR) for number in range({FEW})]
-tell("open")
-stay()
-"""
     with marked("open=serve", descriptors=FEW) as mark, two(mark) as (user, other):
         for number in range(FEW):
             (mark.source / str(number)).write_bytes(b"content")
-        with attacker(mark, user, script) as told:
+        with attacker(mark, user, opening("O_RDWR")) as told:
             assert told == ["open"]
             assert descriptors(mark) < FEW * 3 // 4
             names = [f"behind{number}" for number in range(5)]
