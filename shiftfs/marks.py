@@ -29,7 +29,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 def _mark(arguments: argparse.Namespace) -> None:
     users = marking.users(tuple(arguments.users.split(":"))) if arguments.users is not None else None
-    mark = Mark(users, arguments.ro, arguments.allow_exposed)
+    mark = Mark(users, arguments.ro, arguments.allow_exposed, arguments.locks == "mount")
     try:
         permanent.put(arguments.directory, mark)
     except NoMark as reason:
@@ -66,7 +66,8 @@ def _marks(arguments: argparse.Namespace) -> None:
         else:
             os.close(fd)
             users = sorted(mark.users) if mark.users is not None else None
-            found.append({"directory": path, "users": users, "read_only": mark.read_only})
+            locks = "mount" if mark.locks_stay else "layers"
+            found.append({"directory": path, "users": users, "read_only": mark.read_only, "locks": locks})
     if arguments.json:
         print(json.dumps({"marks": found}, indent=1))
         return
@@ -75,7 +76,8 @@ def _marks(arguments: argparse.Namespace) -> None:
             print(f"{one['directory']}: {one['problem']}")
             continue
         whose = "everybody" if one["users"] is None else "users " + " ".join(map(str, one["users"]))
-        print(f"{one['directory']}: {whose}{', read-only' if one['read_only'] else ''}")
+        also = ", read-only" * one["read_only"] + ", locks stay on each mount" * (one["locks"] == "mount")
+        print(f"{one['directory']}: {whose}{also}")
 
 
 def _serve(arguments: argparse.Namespace) -> None:

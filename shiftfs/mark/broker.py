@@ -279,7 +279,7 @@ class Broker:
             raise Malformed("not one connection")
         terms, serve = visitor.offer
         self._check_room(visitor, visitor.owner, terms)  # others have come in since
-        visitor.step = None
+        visitor.step = visitor.offer = None  # the mount refers to its visitor, but shall not hold what was offered
         fd, visitor.joined = visitor.joined, None
         try:
             derived = serve(fd, visitor.owner, visitor.options, partial(self._is_served, visitor))
@@ -305,7 +305,7 @@ class Broker:
     def _goes(self, visitor: Visitor) -> None:
         if not visitor.is_leaving:
             visitor.is_leaving = True
-            visitor.step = None
+            visitor.step = visitor.offer = None
             visitor.deadline = time.monotonic() + _PARTING
             self._loop.remove(visitor.connection.fileno())
         self._leave(visitor)

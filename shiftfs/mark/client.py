@@ -60,8 +60,8 @@ def has_mounted(options: MountOptions, is_initial: bool, say: Callable[[str], No
         if not options.fake:
             mount(options, device, note)
         return True
-    if is_initial:
-        return False
+    if is_initial or options.mark:
+        return False  # as root, or refused where it is looked at who may mark
     why = f"{os.fsdecode(options.source)}: is not marked"
     try:
         if not options.fake and answers(protocol.PERMANENT):

@@ -3,10 +3,9 @@
 Owns its session, and what follows the layers for it, until the mount is gone. Loop thread.
 """
 
-import json
 import os
 from collections.abc import Callable, Hashable
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from .. import __version__
 from ..channel import Buffers
@@ -34,8 +33,7 @@ _NOTICE_THREADS = 8
 """Notices may wait for whoever has mounted, who may wait for good: not with threads that others need."""
 
 
-@dataclass(frozen=True, slots=True)
-class Served:
+class Served(NamedTuple):
     """What all mounts of one mark have in common. `hub` is None where layers are not followed, `locks` where they stay
     with the kernel."""
 
@@ -154,6 +152,8 @@ class DerivedMount:
 
     def _report(self, name: str, after: int = 0, when: float = 0.0) -> bytes:
         """To container root, who is told nothing of the host."""
+        import json  # most mounts are never asked
+
         context = self.session.context
         sizes = {"inodes": len(context.inodes), "handles": len(context.handles), "waiting": self.session.waiting}
         live = self._reflection.describe() if self._reflection is not None else None

@@ -4,15 +4,19 @@ Whoever mounts has the connection too, and may keep from us what the kernel forg
 his mount then grows for as long as he likes. Loop thread.
 """
 
-import os
 from collections import Counter
 from collections.abc import Callable, Hashable
 from typing import Final, NamedTuple, Protocol
 
+from . import memory
 from .turns import workers
 
 _PAUSE: Final = 0.5
 """Seconds between looks."""
+_NEWS: Final = 8
+"""What others have done, and a mount is still to be told, does not count as its own up to this part of the memory."""
+_WAITING: Final = 512
+"""Bytes, about, of each of these."""
 
 
 class Size(NamedTuple):
@@ -28,7 +32,7 @@ class Size(NamedTuple):
     @property
     def memory(self) -> int:
         """In bytes, about."""
-        return 1024 * self.inodes + 512 * (self.handles + self.waiting) + 256 * self.names
+        return 1024 * self.inodes + 512 * self.handles + _WAITING * self.waiting + 256 * self.names
 
 
 class Sized(Protocol):
@@ -45,7 +49,7 @@ class Sized(Protocol):
 def half_of_the_memory() -> int:
     """For each inode that we know, a kernel that tells us what it forgets has one too, which takes as much: it will
     forget before we have come to that."""
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+    return memory.allowed() // 2
 
 
 class Limits:
@@ -66,11 +70,13 @@ class Limits:
         sizes = {mount: mount.size() for mount in self.mounts}
         if sum(size.memory for size in sizes.values()) <= self._memory:
             return
+        news = self._memory // _NEWS
+        own = {mount: size.memory - min(_WAITING * size.waiting, news) for mount, size in sizes.items()}
         of_users: Counter[Hashable] = Counter()
-        for mount, size in sizes.items():
-            of_users[mount.user] += size.memory
+        for mount, count in own.items():
+            of_users[mount.user] += count
         user = of_users.most_common(1)[0][0]
-        largest = max((mount for mount in sizes if mount.user == user), key=lambda mount: sizes[mount].memory)
+        largest = max((mount for mount in sizes if mount.user == user), key=own.__getitem__)
         what = ", ".join(f"{count} {name}" for name, count in sizes[largest]._asdict().items())
         self._log(
             f"a mount is ended, made by {user}, of which too much is to be remembered ({what}): all mounts together"

@@ -20,6 +20,7 @@ LIST: Final = "/var/lib/shiftfs/marks"
 _VERSION: Final = "1"
 _READ_ONLY: Final = "ro"
 _EXPOSED: Final = "exposed"
+_LOCKS_STAY: Final = "locks=mount"
 _USERS: Final = "users="
 _DIRECTORY: Final = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
 
@@ -29,11 +30,13 @@ class NoMark(Exception):
 
 
 class Mark(NamedTuple):
-    """`users`: by uid, those who may mount it; everybody for None. `exposed`: though others can come to it."""
+    """`users`: by uid, those who may mount it; everybody for None. `exposed`: though others can come to it.
+    `locks_stay`: on each mount of it."""
 
     users: frozenset[int] | None = None
     read_only: bool = False
     exposed: bool = False
+    locks_stay: bool = False
 
     def encode(self) -> bytes:
         words = [_VERSION]
@@ -41,6 +44,8 @@ class Mark(NamedTuple):
             words.append(_READ_ONLY)
         if self.exposed:
             words.append(_EXPOSED)
+        if self.locks_stay:
+            words.append(_LOCKS_STAY)
         if self.users is not None:
             words.append(_USERS + ":".join(map(str, sorted(self.users))))
         return " ".join(words).encode()
@@ -58,9 +63,9 @@ def decode(value: bytes) -> Mark:
             if not all(number.isascii() and number.isdigit() for number in numbers):
                 raise NoMark("is marked for users that are none; mark it anew")
             users = frozenset(map(int, numbers))
-        elif word not in (_READ_ONLY, _EXPOSED):
+        elif word not in (_READ_ONLY, _EXPOSED, _LOCKS_STAY):
             raise NoMark("is marked by another version of shiftfs; mark it anew")
-    return Mark(users, _READ_ONLY in words, _EXPOSED in words)
+    return Mark(users, _READ_ONLY in words, _EXPOSED in words, _LOCKS_STAY in words)
 
 
 def find(path: bytes) -> tuple[int, Mark]:

@@ -10,20 +10,23 @@ import signal
 import socket
 from collections.abc import Callable
 from functools import partial
+from weakref import WeakSet
 
 from ..daemon import tell_service_manager
 from ..interpreter import Interpreter
 from ..layer import magic_link
+from ..locks.mounts import Locking
 from ..loop import INTERRUPTING, Loop
 from ..mount import MountError
 from ..opening import open_tree, raise_descriptor_limit, stay_within_quota
 from ..options import MountOptions
 from ..sys import privileges
-from ..tree import Descriptor, RealKey
+from ..tree import Descriptor, RealKey, Tree
 from . import marking, permanent, protocol
 from .broker import Broker, Derived, Owner, Refused, Serve, Tell, Terms
 from .limits import Limits
 from .marking import Marking
+from .permanent import Mark
 
 _FIRST_PASSED = 3
 """SD_LISTEN_FDS_START (sd_listen_fds(3))."""
@@ -34,9 +37,10 @@ _ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
 class _Tree:
-    """A marked directory that somebody has mounted."""
+    """A marked directory that somebody has mounted, which keeps the disk that it is on from being unmounted."""
 
-    def __init__(self, marking: Marking, serve: Serve) -> None:
+    def __init__(self, directory: Descriptor, marking: Marking, serve: Serve) -> None:
+        self.directory = directory
         self.marking = marking
         self.serve = serve
 
@@ -50,10 +54,13 @@ class Server:
         self._loop = Loop()
         self._limits = Limits(log)
         self._trees: dict[RealKey, _Tree] = {}
+        self._not_collected: WeakSet[Tree] = WeakSet()
+        """With those that nobody has mounted any more, which hold a descriptor until then."""
         bound, _ = raise_descriptor_limit(0)
         self._bound = max(bound // _TREES, 32)
         stay_within_quota()
         self._interpreter = Interpreter()
+        self._locking = Locking(self._loop.wait_aside, log, has_many=True)
         listener, is_ours = _listener()
         self._broker = Broker(self._loop, listener, None, None, log, self._find, is_ours=is_ours)
 
@@ -77,19 +84,22 @@ class Server:
 
     def _tick(self, now: float) -> bool:
         is_untidy = self._broker.tick(now)
-        for key, one in list(self._trees.items()):
-            marked = one.marking
-            if marked.has_lost_some:
-                marked.has_lost_some = False
-                self._interpreter.much_has_gone()
-            tree = marked.tree.tree
-            is_untidy = marked.tick(now) or tree.tidy(now) or is_untidy
-            for chore in tree.chores():
-                self._loop.submit(chore, lambda result, error: None)
-            if not marked.mounts:
-                del self._trees[key]
-                marked.close()
-        self._interpreter.tick()
+        for key in list(self._trees):
+            is_untidy = self._look_after(key, now) or is_untidy
+        return self._interpreter.tick() or is_untidy  # last, when nothing here refers to a tree that is gone
+
+    def _look_after(self, key: RealKey, now: float) -> bool:
+        marked = self._trees[key].marking
+        if marked.has_lost_some:
+            marked.has_lost_some = False
+            self._interpreter.much_has_gone()
+        tree = marked.tree.tree
+        is_untidy = marked.tick(now) or tree.tidy(now)
+        for chore in tree.chores():
+            self._loop.submit(chore, lambda result, error: None)
+        if not marked.mounts:
+            del self._trees[key]
+            marked.close()
         return is_untidy
 
     def _find(self, path: bytes) -> tuple[Terms, Serve]:
@@ -101,29 +111,41 @@ class Server:
             raise Refused(f"{os.fsdecode(path)} is not marked, or not so that it counts") from None
         directory = Descriptor(fd, os.close)
         terms = Terms(mark.users, marking.most_mounts(), frozenset([protocol.READ_ONLY] * mark.read_only))
-        return terms, partial(self._serve, directory, path)
+        return terms, partial(self._serve, directory, path, mark)
 
     def _serve(
-        self, directory: Descriptor, path: bytes, fd: int, owner: Owner, options: frozenset[bytes], tell: Tell
-    ) -> Derived:
+        self, directory: Descriptor, path: bytes, mark: Mark, fd: int, owner: Owner, options: frozenset[bytes],
+        tell: Tell,
+    ) -> Derived:  # fmt: skip
         found = os.fstat(directory.fd)
         key = (found.st_dev, found.st_ino, 0, 0)
         known = self._trees.get(key)
         if known is None:
-            known = self._trees[key] = self._open(magic_link(directory.fd), path)
+            self._check_room(owner)
+            known = self._trees[key] = self._open(directory, path, mark)
         return known.serve(fd, owner, options, tell)
 
-    def _open(self, source: bytes, path: bytes) -> "_Tree":
-        if len(self._trees) >= _TREES:
+    def _check_room(self, owner: Owner) -> None:
+        """Root may have all; another half of them to himself, so that others have theirs. Raises Refused."""
+        his = sum(all(mount.owner.user == owner.user for mount in one.marking.mounts) for one in self._trees.values())
+        if len(self._trees) >= _TREES or (owner.uid != 0 and his >= _TREES // 2):
             raise Refused("as many marked directories are mounted as can be; unmount some")
-        options = MountOptions(source, path, mark=True)
+
+    def _open(self, directory: Descriptor, path: bytes, mark: Mark) -> "_Tree":
+        if len(self._not_collected) >= 2 * _TREES:
+            self._interpreter.look_at_all()
+        locks = None if mark.locks_stay else self._locking.of
+        source = magic_link(directory.fd)
+        options = MountOptions(source, path, mark=True, locks="layers" if locks is not None else "mount")
         try:
             tree, _ = open_tree(options, self._bound, self._bound, self._log)
         except MountError as error:
             raise Refused(str(error)) from None
+        self._not_collected.add(tree)
         marked = Marking(self._loop, options, tree, None, self._log, self._limits)
         marked.ended = self._broker.ended
-        return _Tree(marked, marked.serving(serves_open=False, max_write=_MAX_WRITE, locks=None))
+        serve = marked.serving(serves_open=locks is not None, max_write=_MAX_WRITE, locks=locks)
+        return _Tree(directory, marked, serve)
 
 
 def _listener() -> tuple[socket.socket, bool]:

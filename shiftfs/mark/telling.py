@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from ..inodes import Inode
 from ..ops import Handler
-from ..ops.context import Context, Later, Result
+from ..ops.context import NOBODYS, Context, Later, Result
 from ..reflect.happening import Happening, Token, What
 from ..wire.abi import Fattr, Opcode
 from ..wire.requests import Header
@@ -60,7 +60,7 @@ def _copied(ctx: Context, header: Header, request: Any) -> Iterator[Happening]:
 
 
 def _closed(ctx: Context, header: Header, request: Any) -> Iterator[Happening]:
-    if request.flags & os.O_ACCMODE != os.O_RDONLY:
+    if request.flags & os.O_ACCMODE != os.O_RDONLY and request.fh != NOBODYS:
         yield from _changed(ctx.inodes.get(header.nodeid), What.CLOSED, ctx)
 
 

@@ -4,6 +4,7 @@ Owns the containers, whose mounts go when they do.
 """
 
 import subprocess
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -47,6 +48,21 @@ class Container(NamedTuple):
     def shell(self, script: str, uid: int = 0, **options: Any) -> str:
         """The output of a script that is run in the target, and ends at its first failure."""
         return self.run("sh", "-euc", f'cd "{self.target}"\n{script}', uid=uid, **options).stdout
+
+    @contextmanager
+    def locking(self, name: str) -> Iterator[None]:
+        """With flock(2), by a process of its own."""
+        command = self.command(["sh", "-c", f"exec 9< {self.target}/{name}; flock 9; echo; exec cat"])
+        with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as holding:
+            try:
+                assert holding.stdout is not None and holding.stdout.readline() == b"\n"
+                yield
+            finally:
+                holding.kill()
+
+    def may_lock(self, name: str) -> bool:
+        """Is it free?"""
+        return self.run("flock", "-n", self.target / name, "true", check=False).returncode == 0
 
     def mount(self, mark: Path, *options: str, target: Path | None = None, **rest: Any) -> Completed:
         """`shiftfs MARK TARGET`."""
@@ -113,3 +129,15 @@ def marked(*options: str, source: Path | None = None, **rest: Any) -> Iterator[M
     source = source or hidden_directory()
     with mounted(source, None, "mark", *options, **rest) as mount:
         yield Marked(source, mount)
+
+
+def with_memory(size: int) -> list[str]:
+    """The program, which believes that half of the machine's memory is so many bytes."""
+    script = f"""
+import sys
+from shiftfs.mark import limits
+limits.half_of_the_memory = lambda: {size}
+from shiftfs.__main__ import main
+sys.exit(main())
+"""
+    return [sys.executable, "-P", "-c", script]

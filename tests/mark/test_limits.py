@@ -49,3 +49,16 @@ def test_all_that_grows_counts() -> None:
         limits.look(1.0)
         assert [mount.user for mount in limits.mounts] == [2], what
         assert f"5000 {what}" in said[0]
+
+
+def test_who_is_told_of_what_another_does_is_not_the_one_who_goes() -> None:
+    """Though with that he has more; but what he does not take for long is his."""
+    limits, said = limits_of(4 << 20)
+    Mount(limits, "busy", inodes=2300)
+    told = Mount(limits, "told", inodes=2200, waiting=400)
+    limits.look(1.0)
+    assert limits.mounts == {told} and "made by busy" in said[0]
+    Mount(limits, "busy", inodes=2300)
+    deaf = Mount(limits, "deaf", inodes=200, waiting=8000)
+    limits.look(2.0)
+    assert deaf not in limits.mounts and "made by deaf" in said[1]

@@ -1,15 +1,19 @@
 """A mark and somebody who has mounted it, for tests in this directory."""
 
 import os
+import subprocess
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
-from harness import Layers
+from harness import Layers, environment, wait_until
+from harness.commands import SHIFTFSCTL
 from harness.inside import Place
+from harness.machine import CACHE, alone
 from harness.marks import OTHER, Container, Marked, container, hidden_directory, marked, named
+from shiftfs.mark import protocol
 
 
 @pytest.fixture
@@ -55,3 +59,26 @@ def place(ground: tuple[Marked, Container, Path, Path]) -> Place:
     (image / name).mkdir()
     (image / name).chmod(0o755)
     return Place(mark, user, name, image / name, disk / name)
+
+
+@pytest.fixture
+def permanent_socket() -> Iterator[Path]:
+    """Where clients look for the process that serves what is marked for good; nobody else's meanwhile."""
+    with alone(CACHE / "permanent.lock"):
+        socket = Path(protocol.path(protocol.PERMANENT))
+        assert not socket.exists(), "somebody serves already"
+        yield socket
+        assert not socket.exists()
+
+
+@pytest.fixture
+def server(permanent_socket: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """That process."""
+    process = subprocess.Popen([*SHIFTFSCTL, "serve"], cwd="/", env=environment())
+    try:
+        wait_until(permanent_socket.exists, "the server's socket", 10)
+        yield process
+        assert process.poll() is None
+    finally:
+        process.terminate()
+        process.wait(20)

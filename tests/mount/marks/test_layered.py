@@ -23,14 +23,14 @@ class Shared(NamedTuple):
     other: Container
 
 
-@pytest.fixture(params=["locks=mount", "locks=layers"])
+@pytest.fixture(params=[["locks=mount"], []], ids=["locks=mount", "by default"])
 def shared(request: pytest.FixtureRequest) -> Iterator[Shared]:
     layers = Layers(hidden_directory())
     (layers.lower / "file").write_text("lower\n")
     (layers.lower / "d").mkdir()
     (layers.lower / "d/inside").write_text("inside\n")
     with ExitStack() as stack:
-        mark = stack.enter_context(marked(*named(layers), request.param, source=layers.base))
+        mark = stack.enter_context(marked(*named(layers), *request.param, source=layers.base))
         one, other = (stack.enter_context(container((0, first, 65536))) for first in (100000, 300000))
         for user in (one, other):
             user.mount(mark.path)
@@ -75,21 +75,12 @@ def test_who_has_a_file_open_reads_on(shared: Shared) -> None:
         reading.wait()
 
 
-def test_locks_meet_where_they_go_to_the_layers(shared: Shared) -> None:
+def test_locks_stay_on_each_mount_if_the_mark_says_so(shared: Shared) -> None:
     meets = shared.mark.mount.status()["options"]["locks"] == "layers"
-    holding = subprocess.Popen(
-        shared.one.command(["sh", "-c", f"exec 9< {shared.one.target}/file; flock 9; echo; exec cat"]),
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-    )  # fmt: skip
-    assert holding.stdout is not None
-    try:
-        holding.stdout.readline()
-        taken = shared.other.run("flock", "-n", shared.other.target / "file", "true", check=False).returncode == 1
-        assert taken is meets
+    with shared.one.locking("file"):
+        assert shared.other.may_lock("file") is not meets
         assert (run(["flock", "-n", shared.layers.lower / "file", "true"], check=False).returncode == 1) is meets
-    finally:
-        holding.kill()
-        holding.wait()
+    wait_until(lambda: shared.other.may_lock("file"), "it is free", SOON)
 
 
 def test_both_at_once_lose_nothing(shared: Shared) -> None:

@@ -4,6 +4,9 @@ import os
 import stat
 import subprocess
 import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import groupby
 from pathlib import Path
 
@@ -107,36 +110,61 @@ def test_set_id_files_are_honoured_inside_alone(mark: Marked, user: Container) -
     assert FIRST > 0
 
 
+@contextmanager
+def heard(user: Container, said: Path) -> Iterator[None]:
+    """What is heard on his mount, as lines of a file."""
+    said.touch()
+    said.chmod(0o666)
+    watching = subprocess.Popen(user.command(["inotifywait", "-q", "-m", "--format", "%e %f", "-o", said, user.target]))
+    try:
+        wait_until(lambda: "inotify" in os.readlink(f"/proc/{watching.pid}/exe"), "the watcher", 5)
+        time.sleep(0.5)
+        yield
+    finally:
+        watching.kill()
+        watching.wait()
+
+
 def test_changes_raise_events_inside(mark: Marked, user: Container) -> None:
     """Made in the layer, or on another mount of the mark."""
     (mark.source / "file").write_bytes(b"old")
     user.mount(mark.path)
+    said = user.target.parent / "events"
     with container((0, 300000, 1000)) as other:
         other.mount(mark.path)
-        said = user.target.parent / "events"
-        said.touch(mode=0o666)
-        said.chmod(0o666)
-        watching = subprocess.Popen(
-            user.command(["inotifywait", "-q", "-m", "--format", "%e %f", "-o", said, user.target])
-        )
-        try:
-            wait_until(lambda: "inotify" in os.readlink(f"/proc/{watching.pid}/exe"), "the watcher", 5)
-            time.sleep(0.5)
+        with heard(user, said):
             (mark.source / "file").write_bytes(b"new")
             (mark.source / "made").mkdir()
             other.shell("echo more > theirs")
             user.shell("echo more > ours")
-            expected = ["MODIFY file", "CLOSE_WRITE,CLOSE file", "CREATE,ISDIR made", "CREATE theirs", "MODIFY theirs"]
+            expected = [
+                *("MODIFY file", "CLOSE_WRITE,CLOSE file", "CREATE,ISDIR made"),
+                *("CREATE theirs", "MODIFY theirs", "CLOSE_WRITE,CLOSE theirs"),
+            ]
             own = ["CREATE ours", "OPEN ours", "MODIFY ours", "CLOSE_WRITE,CLOSE ours"]
             wait_until(lambda: {*expected, *own} <= set(said.read_text().splitlines()), "the events", 5)
             time.sleep(0.5)
             # What is changed twice may be told twice: inotify merges what nobody has read yet.
-            heard = [event for event, _ in groupby(said.read_text().splitlines()) if event != "OPEN file"]
-            assert [event for event in heard if "ours" in event] == own
-            assert [event for event in heard if "ours" not in event] == expected
-        finally:
-            watching.kill()
-            watching.wait()
+            opened = ("OPEN file", "OPEN theirs")
+            told = [event for event, _ in groupby(said.read_text().splitlines()) if event not in opened]
+            assert [event for event in told if "ours" in event] == own
+            assert [event for event in told if "ours" not in event] == expected
+
+
+def test_what_one_mount_is_told_it_does_not_tell_in_turn() -> None:
+    """Whoever raises the event that a file has been closed opens and closes it, on each of the mounts."""
+    with marked("open=serve") as mark, container() as user, container((0, 300000, 1000)) as other:
+        for one in (user, other):
+            one.mount(mark.path)
+        said = user.target.parent / "events"
+        with heard(user, said):
+            other.shell("echo more > theirs")
+            wait_until(lambda: "CLOSE_WRITE,CLOSE theirs" in said.read_text(), "the events", 5)
+            time.sleep(1)
+            assert max(Counter(said.read_text().splitlines()).values()) <= 2
+        reflected = mark.mount.status()["live"]["reflected"]
+        time.sleep(0.5)
+        assert mark.mount.status()["live"]["reflected"] == reflected
 
 
 def test_who_debugs_is_told_why_no_events_are_raised(mark: Marked, user: Container) -> None:

@@ -2,18 +2,21 @@
 
 import json
 import os
+import shutil
 import subprocess
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
-from harness import environment, errno_of, run, wait_until
+from harness import environment, errno_of, open_directory, run, wait_until
 from harness.commands import SHIFTFSCTL
-from harness.marks import USER, Container, container, hidden_directory
-from shiftfs.mark import permanent, protocol
+from harness.marks import OTHER, USER, Container, container, hidden_directory
+from shiftfs.mark import permanent
 from shiftfs.mark.permanent import Mark, NoMark, decode
 
+UNITS = Path(__file__).parents[3] / "docs/systemd"
 NEEDED = sum(1 << number for number in (0, 1, 2, 3, 4, 6, 7, 9, 19, 21, 27, 28, 31))
 """What capabilities(7) calls CHOWN, DAC_OVERRIDE, DAC_READ_SEARCH, FOWNER, FSETID, SETGID, SETUID, LINUX_IMMUTABLE,
 SYS_PTRACE, SYS_ADMIN, MKNOD, LEASE, SETFCAP."""
@@ -22,30 +25,21 @@ SYS_PTRACE, SYS_ADMIN, MKNOD, LEASE, SETFCAP."""
 @pytest.mark.parametrize("users", [None, frozenset({0}), frozenset({5, 1000})])
 @pytest.mark.parametrize("read_only", [False, True])
 @pytest.mark.parametrize("exposed", [False, True])
-def test_what_is_written_is_read(users: frozenset[int] | None, read_only: bool, exposed: bool) -> None:
-    mark = Mark(users, read_only, exposed)
+@pytest.mark.parametrize("locks_stay", [False, True])
+def test_what_is_written_is_read(
+    users: frozenset[int] | None, read_only: bool, exposed: bool, locks_stay: bool
+) -> None:  # fmt: skip
+    mark = Mark(users, read_only, exposed, locks_stay)
     assert decode(mark.encode()) == mark
 
 
-@pytest.mark.parametrize("value", [b"", b"2", b"1 new", b"1 users=", b"1 users=-1", b"1 users=a", b"\xff", b"1  ro"])
+@pytest.mark.parametrize(
+    "value",
+    [b"", b"2", b"1 new", b"1 users=", b"1 users=-1", b"1 users=a", b"\xff", b"1  ro", b"1 locks=layers"],
+)
 def test_what_is_not_understood_is_no_mark(value: bytes) -> None:
     with pytest.raises(NoMark):
         decode(value)
-
-
-@pytest.fixture
-def server(tmp_path: Path) -> Iterator[subprocess.Popen[bytes]]:
-    socket = Path(protocol.path(protocol.PERMANENT))
-    assert not socket.exists(), "somebody serves already"
-    process = subprocess.Popen([*SHIFTFSCTL, "serve"], cwd="/", env=environment())
-    try:
-        wait_until(socket.exists, "the server's socket", 10)
-        yield process
-        assert process.poll() is None
-    finally:
-        process.terminate()
-        process.wait(20)
-    assert not socket.exists()
 
 
 PASSED = """
@@ -62,25 +56,33 @@ os.execv(sys.argv[2], sys.argv[2:])
 """
 
 
-def test_the_service_manager_may_have_opened_the_socket(directory: Path) -> None:
+def test_the_service_manager_may_have_opened_the_socket(directory: Path, permanent_socket: Path) -> None:
     """Whoever comes before the process has begun waits for it (sd_listen_fds(3))."""
     run([*SHIFTFSCTL, "mark", directory])
-    socket = Path(protocol.path(protocol.PERMANENT))
-    socket.parent.mkdir(parents=True, exist_ok=True)
+    permanent_socket.parent.mkdir(parents=True, exist_ok=True)
     process = subprocess.Popen(
-        [SHIFTFSCTL[0], "-c", PASSED, socket, *SHIFTFSCTL, "serve"], cwd="/", env=environment()
+        [SHIFTFSCTL[0], "-c", PASSED, permanent_socket, *SHIFTFSCTL, "serve"], cwd="/", env=environment()
     )
     try:
-        wait_until(socket.exists, "the socket", 10)
+        wait_until(permanent_socket.exists, "the socket", 10)
         with container() as user:
             user.mount(directory)
             assert user.shell("cat file") == "content"
     finally:
         process.terminate()
         process.wait(20)
-        is_left = socket.exists()
-        socket.unlink(missing_ok=True)
+        is_left = permanent_socket.exists()
+        permanent_socket.unlink(missing_ok=True)
     assert is_left, "it is the service manager's"
+
+
+@pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="there is no systemd")
+def test_the_service_manager_understands_the_units(tmp_path: Path) -> None:
+    for unit in UNITS.iterdir():
+        text = unit.read_text().replace("/usr/local/bin/shiftfsctl", "/bin/true")  # it need not be installed there
+        (tmp_path / unit.name).write_text(text)
+    said = run(["systemd-analyze", "verify", *tmp_path.iterdir()])
+    assert said.stdout + said.stderr == ""
 
 
 def test_the_server_keeps_no_more_rights_than_files_take(server: subprocess.Popen[bytes]) -> None:
@@ -114,6 +116,16 @@ def test_a_marked_directory_is_mounted_by_its_path(server: object, directory: Pa
         wait_until(lambda: other.shell("ls") == "file\nnew\n", "what the other has made", 5)
 
 
+def test_locks_stay_on_each_mount_if_the_mark_says_so(server: object, directory: Path) -> None:
+    run([*SHIFTFSCTL, "mark", "--locks=mount", directory])
+    assert f"{directory}: everybody, locks stay on each mount\n" in run([*SHIFTFSCTL, "marks"]).stdout
+    with container() as one, container((0, 300000, 1000)) as other:
+        for user in (one, other):
+            user.mount(directory)
+        with one.locking("file"):
+            assert other.may_lock("file")
+
+
 def test_who_may_create_by_a_supplementary_group_may_do_so(server: object, directory: Path) -> None:
     (directory / "group's").mkdir(mode=0o770)
     os.chown(directory / "group's", 0, 55)
@@ -131,7 +143,7 @@ def test_who_may_create_by_a_supplementary_group_may_do_so(server: object, direc
 def test_it_is_listed_and_unmarked(directory: Path) -> None:
     run([*SHIFTFSCTL, "mark", directory, "--users", f"root:{USER}", "--ro"])
     listed = json.loads(run([*SHIFTFSCTL, "marks", "--json"]).stdout)["marks"]
-    assert {"directory": str(directory), "users": [0, USER], "read_only": True} in listed
+    assert {"directory": str(directory), "users": [0, USER], "read_only": True, "locks": "layers"} in listed
     assert f"{directory}: users 0 {USER}, read-only\n" in run([*SHIFTFSCTL, "marks"]).stdout
     run([*SHIFTFSCTL, "unmark", directory])
     assert str(directory) not in run([*SHIFTFSCTL, "marks"]).stdout
@@ -194,3 +206,60 @@ def test_what_is_mounted_stays_when_it_is_unmarked(server: object, directory: Pa
         run([*SHIFTFSCTL, "unmark", directory])
         assert user.shell("cat file") == "content"
         assert "is not marked" in refused(late, directory)
+
+
+def descriptors_on(server: "subprocess.Popen[bytes]", device: int) -> int:
+    """How many the process has on a filesystem."""
+    count = 0
+    for link in Path(f"/proc/{server.pid}/fd").iterdir():
+        with suppress(FileNotFoundError):  # closed meanwhile
+            count += link.stat().st_dev == device
+    return count
+
+
+def test_who_mounts_again_and_again_leaves_nothing_open(server: "subprocess.Popen[bytes]", directory: Path) -> None:
+    """Neither while he does nor afterwards: the disk can be unmounted."""
+    run(["mount", "-t", "tmpfs", "none", directory])
+    try:
+        run([*SHIFTFSCTL, "mark", directory])
+        device = directory.stat().st_dev
+        with container() as user:
+            for _ in range(20):
+                user.mount(directory)
+                user.unmount()
+                assert descriptors_on(server, device) < 10
+        wait_until(lambda: descriptors_on(server, device) == 0, "all is closed", 10)
+        run([*SHIFTFSCTL, "unmark", directory])
+    finally:
+        run(["umount", directory])
+
+
+def test_the_disk_of_what_is_mounted_is_busy(server: object, directory: Path) -> None:
+    run(["mount", "-t", "tmpfs", "none", directory])
+    try:
+        run([*SHIFTFSCTL, "mark", directory])
+        with container() as user:
+            user.mount(directory)
+            assert "busy" in run(["umount", directory], check=False).stderr
+            user.unmount()
+        run([*SHIFTFSCTL, "unmark", directory])
+    finally:
+        wait_until(lambda: run(["umount", directory], check=False).returncode == 0, "it is free", 10)
+
+
+def test_nobody_has_all_the_directories_that_can_be_mounted_to_himself(server: object) -> None:
+    """16 at once, of which one user has half."""
+    directories = [hidden_directory() for _ in range(9)]
+    targets = [open_directory("target-") for _ in directories]
+    try:
+        for directory in directories:
+            run([*SHIFTFSCTL, "mark", directory])
+        with container() as user, container((0, 300000, 1000), owner=OTHER) as other:
+            for directory, target in zip(directories[:8], targets, strict=False):
+                user.mount(directory, target=target)
+            assert "as many marked directories are mounted as can be" in refused(user, directories[8])
+            other.mount(directories[8])
+            user.mount(directories[8], target=targets[8])
+    finally:
+        for directory in directories:
+            run([*SHIFTFSCTL, "unmark", directory], check=False)

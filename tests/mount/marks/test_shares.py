@@ -2,7 +2,6 @@
 memory. With few of them it is tight."""
 
 import os
-import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
@@ -11,7 +10,7 @@ import pytest
 import harness.shifted
 from harness import Layers, wait_until
 from harness.attacking import LIMIT, attacker, descriptors, expect_all_well, leased
-from harness.marks import OTHER, Container, Marked, container, hidden_directory, marked, named
+from harness.marks import OTHER, Container, Marked, container, hidden_directory, marked, named, with_memory
 
 FEW = 1024
 """Open files that the process may have."""
@@ -150,14 +149,7 @@ stay()
 @pytest.fixture
 def small_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     """The process believes that the machine has little."""
-    script = f"""
-import sys
-from shiftfs.mark import limits
-limits.half_of_the_memory = lambda: {MEMORY}
-from shiftfs.__main__ import main
-sys.exit(main())
-"""
-    monkeypatch.setattr(harness.shifted, "SHIFTFS", [sys.executable, "-P", "-c", script])
+    monkeypatch.setattr(harness.shifted, "SHIFTFS", with_memory(MEMORY))
 
 
 @pytest.mark.usefixtures("small_memory")
@@ -169,7 +161,8 @@ def test_a_mount_of_which_too_much_is_known_ends_and_no_other(layers: bool) -> N
     with marked(*options, source=source) as mark, two(mark) as (user, other):
         other.shell("mkdir own; touch own/1 own/2; ls -l own")
         before = descriptors(mark)
-        script = f"mkdir many; cd many; for n in $(seq {MEMORY >> 10}); do : > f$n; done; sleep 2; ls -l"
+        # Nothing that is opened: what is closed is news to the other.
+        script = f"mkdir many; cd many; seq {MEMORY >> 10} | xargs mkfifo; sleep 2; ls -l"
         said = user.run("sh", "-c", f"cd {user.target}; {script}", check=False, limit=60)
         assert "not connected" in said.stderr or "connection abort" in said.stderr
         assert other.shell("ls own") == "1\n2\n"
