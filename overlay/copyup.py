@@ -16,9 +16,9 @@ from typing import Final
 from shiftfs.descriptors import is_directory, path_of
 from shiftfs.layer import Layer, magic_link
 from shiftfs.sys import files
-from shiftfs.tree import Attributes, Descriptor, Gate, Steps
+from shiftfs.tree import Attributes, Descriptor, Gate, PlainCopies, Steps
 
-from . import metadata, origin, xattrs
+from . import metadata, natively, origin, xattrs
 from .content import Copy
 from .entry import Entry, Links, Real
 from .layers import Layers
@@ -77,6 +77,13 @@ class CopyUp:
                 yield from self._regular(entry, size, metadata_only, stopped, name_only)
             else:
                 self._special(entry)
+
+    def plain(self) -> PlainCopies | None:
+        """As tree.Plain.copies."""
+        if self._metacopy or self._any_owner:
+            return None
+        told = natively.told(self._let_go)
+        return natively.of(self._work, self._lookup, self._ids, lambda entry, made: self.on_copy(entry, made), told)
 
     def unfinished(self) -> list[Steps]:
         """As tree.Tree.unfinished: the content of files whose names were waited for."""

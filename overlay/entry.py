@@ -35,6 +35,15 @@ class Real(LayerEntry):
         """What a name beneath this directory leads to."""
         return Real(self.layer, self.held, self, name, key)
 
+    def entry_of(self, directory: "Entry", name: bytes, key: RealKey) -> "Entry":
+        """The entry of a file that nothing is special about: all of it is in this layer."""
+        entry = Entry(directory, name, key)
+        if directory.upper is not None and self.layer == directory.upper.layer:
+            entry.upper = self.child(name, key)
+        else:
+            entry.lowers = (self.child(name, key),)
+        return entry
+
 
 class Links(NamedTuple):
     """The link count of an inode that has an index: its upper inode's and `offset`."""

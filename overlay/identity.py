@@ -24,16 +24,22 @@ class Identities:
     def __init__(self, is_there: Callable[[Real], bool]) -> None:
         self._is_there = is_there
         self.known: Callable[[RealKey], Entry | None] = lambda key: None
-        self._made_of: dict[RealKey, Entry] = {}
+        self.by_part: dict[RealKey, Entry] = {}
+        """Known directories by the real ones that they are made of, those that were found last."""
+        self._before: dict[RealKey, list[Entry]] = {}
+        """Others that are still known: somebody has them open, and the kernel another inode at the name."""
 
     def made_of(self, key: RealKey) -> Entry | None:
         """The known directory that a real one is part of."""
-        return self._made_of.get(key)
+        return self.by_part.get(key)
 
     def add(self, entry: Entry) -> None:
         """What a directory is made of, all of it known from now on."""
         for one in entry.reals:
-            self._made_of[one.key] = entry
+            before = self.by_part.get(one.key)
+            if before is not None and before is not entry:
+                self._before.setdefault(one.key, []).append(before)
+            self.by_part[one.key] = entry
 
     def remove(self, entry: Entry) -> None:
         """The kernel has forgotten the directory."""
@@ -41,18 +47,26 @@ class Identities:
             self._lose(entry, one)
 
     def _lose(self, entry: Entry, one: Real) -> None:
-        if self._made_of.get(one.key) is entry:
-            del self._made_of[one.key]
+        before = self._before.get(one.key)
+        if before is not None:
+            before[:] = [other for other in before if other is not entry]
+        if self.by_part.get(one.key) is entry:
+            if before:
+                self.by_part[one.key] = before.pop()
+            else:
+                del self.by_part[one.key]
+        if not before:
+            self._before.pop(one.key, None)
 
     def of_directory(self, directory: Entry, name: bytes, upper: Real | None, lowers: tuple[Real, ...]) -> RealKey:
         """The key of a directory found at a name: its topmost lower's, which is its origin, or the upper's; unless it
         is known as another inode, or another inode is known by that key."""
         for one in (upper, *lowers):
-            entry = self._made_of.get(one.key) if one is not None else None
+            entry = self.by_part.get(one.key) if one is not None else None
             if entry is not None and is_at(entry, directory, name):
                 return entry.key
         top = upper or lowers[0]
-        entry = self._made_of.get(top.key)
+        entry = self.by_part.get(top.key)
         if entry is not None and not entry.removed and len(entry.reals) == 1:
             return entry.key  # moved behind the mount, with all that it was made of
         for key in ((lowers or (top,))[0].key, top.key):
@@ -69,7 +83,7 @@ class Identities:
             return True
         if entry.upper is not None and upper is not None:
             return entry.upper.key == upper.key
-        if entry.upper is not upper or self._made_of.get(key) is not entry:
+        if entry.upper is not upper or self.by_part.get(key) is not entry:
             return False
         return not any(self._is_there(one) for one in entry.reals if one.key != key)
 

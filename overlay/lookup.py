@@ -70,15 +70,16 @@ class Lookup:
     def _plain(
         self, directory: Entry, reals: tuple[Real, ...], depth: int, name: bytes, seen: tuple[RealKey, Attributes]
     ) -> Found | None:
-        """A file of a lower layer that has nothing special: nearly all that is looked up. None for all else."""
+        """A file that has nothing special: nearly all that is looked up. None for all else."""
         parent = reals[depth]
         key, attributes = seen
-        if (
-            parent.layer < self._first_lower
-            or attributes.mode >> 12 not in (_REGULAR, _SYMLINK)
-            or (attributes.nlink > 1 and self._layers.index is not None)
-            or self.private(parent, name, attributes)
-        ):
+        if attributes.mode >> 12 not in (_REGULAR, _SYMLINK) or self.private(parent, name, attributes):
+            return None
+        if parent.layer < self._first_lower:
+            real = parent.child(name, key)
+            own = self._own_if_taken(self.came_from.get(key, key), real, directory, name, False)
+            return Found(own, attributes, real, (), None)
+        if attributes.nlink > 1 and self._layers.index is not None:
             return None
         for above in reals[:depth]:
             if self._layers.hides(above, name):

@@ -39,6 +39,11 @@ class Ids:
         self._somebody = [first for first, _, _ in _ranges("uid")]
         self._unknown = tuple(_number(f"/proc/sys/kernel/overflow{kind}id") for kind in ("u", "g"))
 
+    @property
+    def nobody(self) -> tuple[int, int] | None:
+        """The ids, of user and group, that may stand for somebody whom we do not know; None where we know all."""
+        return None if self._everybody else (self._unknown[0], self._unknown[1])
+
     def check(self, fd: int, attributes: Attributes) -> None:
         """EOVERFLOW for an owner whom we only see as the overflow id: nobody could be made the copy's owner."""
         a = attributes

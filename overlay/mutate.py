@@ -164,6 +164,13 @@ class Mutation:
             known.parent = None  # it may have other names in the lower, none that we know
         return self.has_gone(known)
 
+    def unlink_alone(self, directory: Entry, name: bytes, known: Entry) -> bool:
+        """The same of a file that only the upper has, as nothing else has the name."""
+        upper = self._upper(directory)
+        with upper.held.removing(known.upper, upper, name):
+            os.unlink(name, dir_fd=upper.fd)
+        return self.has_gone(known)
+
     def rmdir(self, directory: Entry, name: bytes, known: Entry) -> None:
         """Remove a directory that shows as empty."""
         upper = self._upper(directory)

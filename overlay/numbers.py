@@ -5,7 +5,6 @@ Owns the order of devices. Loop thread; `of` any thread, for devices that are kn
 
 import struct
 from collections.abc import Callable, Iterable
-from hashlib import blake2b
 from typing import Final
 
 from shiftfs.layer import narrowed
@@ -22,6 +21,8 @@ class Numbers:
         """`narrow`: in 32 bits, where two inodes may have one number."""
         self.of: Callable[[int, int], int] = self._in_32 if narrow else self._in_64
         """The st_ino of an inode, by its device and number there."""
+        self.tells_all = not narrow
+        """Are numbers below 2**48 shown with all their bits?"""
         self._index: dict[int, int] = {}
         for device in devices:
             self._index.setdefault(device, len(self._index))
@@ -32,6 +33,8 @@ class Numbers:
     def _in_64(self, device: int, number: int) -> int:
         index = self._index.setdefault(device, len(self._index))
         if number >> _DEVICE_SHIFT:  # a layer that is itself one of several devices: no bits are left
+            from hashlib import blake2b  # with all of OpenSSL
+
             digest = blake2b(struct.pack("=QQ", index, number), digest_size=8).digest()
             return int.from_bytes(digest, "little") | _HASHED
         return number + (index << _DEVICE_SHIFT)

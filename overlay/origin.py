@@ -46,6 +46,13 @@ class Origins:
         handle = handles.identity(fd, b"") if self._lasts[layer] else None
         return self._framed(layer, handle) if handle is not None else None
 
+    def uuids(self) -> tuple[bytes | None, ...]:
+        """The filesystem's of each layer; None where more than a handle is written there, or none."""
+        return tuple(
+            (uuid or bytes(16)) if lasts and layer.opens_by_handle else None
+            for layer, uuid, lasts in zip(self._lowers, self._uuids, self._lasts, strict=True)
+        )
+
     def index_name(self, layer: int, directory: int, name: bytes) -> bytes | None:
         """The name under which the hard links of a lower file find its upper inode."""
         handle = handles.identity(directory, name) if self._lasts[layer] else None

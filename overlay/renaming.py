@@ -74,10 +74,21 @@ class Renaming:
                 files.rename(above.fd, name, target.fd, new_name, files.RENAME_EXCHANGE)
             else:
                 self._move(above, name, target, new_name, moved, replaced, covered)
-        self._settle(moved, to, new_name)
+        self.settle(moved, to, new_name)
         if exchange and replaced is not None:
-            self._settle(replaced, directory, name)
+            self.settle(replaced, directory, name)
             return False
+        return self._replaced(replaced)
+
+    def replace_alone(
+        self, directory: Entry, name: bytes, to: Entry, new_name: bytes, moved: Entry, replaced: Entry
+    ) -> bool:  # fmt: skip
+        """The same of a file that only the upper has onto another such."""
+        above, target = directory.upper, to.upper
+        assert above is not None and target is not None
+        with target.held.removing(replaced.upper, target, new_name):
+            files.rename(above.fd, name, target.fd, new_name, 0)
+        self.settle(moved, to, new_name)
         return self._replaced(replaced)
 
     def _prepare(self, moved: Entry, directory: Entry, name: bytes, to: Entry, new_name: bytes) -> None:
@@ -144,7 +155,8 @@ class Renaming:
         files.rename(above.fd, name, target.fd, new_name, 0)
         self._mutation.whiteout_over(above, name)
 
-    def _settle(self, entry: Entry, to: Entry, new_name: bytes) -> None:
+    def settle(self, entry: Entry, to: Entry, new_name: bytes) -> None:
+        """It has its new name."""
         upper = entry.upper
         assert upper is not None
         if upper.parent is not self._layers.index:
@@ -159,3 +171,12 @@ class Renaming:
             replaced.removed = True
             return True
         return self._mutation.has_gone(replaced)
+
+
+class NamesOfTheUpper:
+    """As shiftfs.tree.Names."""
+
+    def __init__(self, names: Mutation, renaming: Renaming) -> None:
+        self.unlink = names.unlink_alone
+        self.replace = renaming.replace_alone
+        self.has_moved = renaming.settle

@@ -33,11 +33,11 @@ class Stack(NamedTuple):
 
 def open_stack(
     lowers: Sequence[bytes], upper: bytes | None, work: bytes | None, *, volatile: bool, log: Callable[[str], None],
-    userxattr: bool = False, index: bool = True, xattr_permissions: Literal[0, 1, 2] = 0,
+    userxattr: bool = False, index: bool = True, xattr_permissions: Literal[0, 1, 2] = 0, noatime: bool = False,
 ) -> Stack:  # fmt: skip
     """Open all directories, and make the work directory ready. `log` is told what was done or cannot be;
-    `xattr_permissions`: owners and modes are to live in an attribute in the upper (override.asked); for the rest see
-    WorkDirectory.open. Raises LayerError."""
+    `xattr_permissions`: owners and modes are to live in an attribute in the upper (override.asked); `noatime`: as for
+    Layer; for the rest see WorkDirectory.open. Raises LayerError."""
     if not 0 < len(lowers) <= _MOST_LOWERS:
         raise LayerError(f"lowerdir: names {len(lowers)} directories; give from 1 to {_MOST_LOWERS}")
     if (upper is None) != (work is None):
@@ -47,21 +47,21 @@ def open_stack(
     below = [Directory("lowerdir", path, by_id) for path in lowers]
     if upper is None or work is None:
         refuse_overlaps(below)
-        lower = tuple(_lower(one) for one in below)
+        lower = tuple(_lower(one, noatime) for one in below)
         _believe(lower if xattr_permissions else ())
         return Stack(lower, None)
     written = Directory("upperdir", upper, by_id), Directory("workdir", work, by_id)
     refuse_overlaps([*below, *written])
     _check_pair(*written)
     refuse_kernels(written, table)
-    upper_held, work_held, private = _through_one_mount(*written)
+    upper_held, work_held, private = _through_one_mount(*written, noatime)
     top = Layer(written[0].real, os.dup(upper_held.fd), private)
     for one, held in zip(written, (top.root, work_held), strict=True):
         claim(one, held, log)
     ready = WorkDirectory.open(
         work_held, written[1].named, log=log, volatile=volatile, userxattr=userxattr, index=index
     )
-    lower = tuple(_lower(one) for one in below)
+    lower = tuple(_lower(one, noatime) for one in below)
     if xattr_permissions:
         _write_owners_down(xattr_permissions, written[0], top, lower)
     return Stack((top, *lower), ready)
@@ -88,10 +88,10 @@ def _believe(layers: Sequence[Layer]) -> None:
             one.override.trust()
 
 
-def _lower(directory: Directory) -> Layer:
+def _lower(directory: Directory, noatime: bool) -> Layer:
     """With all that is mounted in it now, as far as mounts may be copied."""
     with contextlib.suppress(OSError):
-        clone = Descriptor(mounts.clone_tree(directory.held.fd), os.close)
+        clone = Descriptor(mounts.clone_tree(directory.held.fd, noatime=noatime), os.close)
         return Layer(directory.real, os.open(b".", _READ, dir_fd=clone.fd), True)
     return Layer(directory.real, os.dup(directory.held.fd))
 
@@ -106,13 +106,13 @@ def _check_pair(upper: Directory, work: Directory) -> None:
         one.check_writable()
 
 
-def _through_one_mount(upper: Directory, work: Directory) -> tuple[Descriptor, Descriptor, bool]:
+def _through_one_mount(upper: Directory, work: Directory, noatime: bool) -> tuple[Descriptor, Descriptor, bool]:
     """Both anew through one private copy of their mount, without what is mounted there; else as they are, and False."""
     with contextlib.suppress(OSError, ValueError):
         above = os.path.commonpath([upper.real, work.real])
         parent = Descriptor(os.open(above, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC), os.close)
         if files.StatxBuffer().at(parent.fd, b"")[23] == upper.mount:
-            clone = Descriptor(mounts.clone_tree(parent.fd, recursive=False), os.close)
+            clone = Descriptor(mounts.clone_tree(parent.fd, recursive=False, noatime=noatime), os.close)
             pair = tuple(_again(clone, os.path.relpath(one.real, above)) for one in (upper, work))
             if all(_is_same(held, one) for held, one in zip(pair, (upper, work), strict=True)):
                 return pair[0], pair[1], True

@@ -13,7 +13,20 @@ from shiftfs import layer as real
 from shiftfs.descriptors import is_directory, path_of
 from shiftfs.layer import magic_link
 from shiftfs.sys import files
-from shiftfs.tree import WHOLE, Attributes, Change, Descriptor, Listed, LockFile, RealKey, Space, Steps, View, Work
+from shiftfs.tree import (
+    WHOLE,
+    Attributes,
+    Change,
+    Descriptor,
+    Listed,
+    LockFile,
+    Plain,
+    RealKey,
+    Space,
+    Steps,
+    View,
+    Work,
+)
 
 from . import merge, metadata, xattrs
 from .copyup import CopyUp
@@ -24,7 +37,7 @@ from .lookup import Lookup
 from .merge import Part
 from .mutate import Mutation
 from .numbers import Numbers
-from .renaming import Renaming, keeps_redirects
+from .renaming import NamesOfTheUpper, Renaming, keeps_redirects
 from .stack import Stack
 from .visible import Visible
 
@@ -43,6 +56,7 @@ class _Writing:
         self.renaming = Renaming(
             layers, lookup, self.work, self.names, keeps_redirects(redirect_dir, metacopy, self.work)
         )
+        self.of_the_upper = NamesOfTheUpper(self.names, self.renaming)
 
     def describe(self) -> dict[str, object]:
         """What is written on the upper, for `status`."""
@@ -138,6 +152,23 @@ class OverlayTree:
     def found_by(self, entry: Entry, handle: bytes) -> bool:
         return any(one.held.found_by(one, handle) for one in entry.reals)
 
+    def plain(self) -> Plain | None:
+        layers = self._layers
+        if self.view != WHOLE or any(one.override for one in layers.layers) or not self._numbers.tells_all:
+            return None
+        devices = {one.device for one in layers.layers if one.device in one.plain_devices()}
+        addends = [(device, self._numbers.of(device, 0)) for device in devices]
+        writing = self._writing
+        names, copies = (writing.of_the_upper, writing.copies.plain()) if writing is not None else (None, None)
+        held = layers.held[0]  # what is opened in any layer is bounded together
+        return Plain(
+            addends, layers.first_lower, len(layers.layers) - 1, self._lookup.came_from, self._identities.by_part,
+            names, held.writers, held.opened, _opened, held.noatime, copies,
+        )  # fmt: skip
+
+    def note_directory(self, entry: Entry) -> None:
+        self._identities.add(entry)
+
     def release(self, entry: Entry) -> None:
         if is_directory(entry.key):
             self._identities.remove(entry)
@@ -171,6 +202,12 @@ class OverlayTree:
             Listed(name, number(device, own) if own else 0, kind)
             for name, device, own, kind in merge.merged(held, self._noatime)
         ]
+
+    def plain_parts(self, held: tuple[Part, ...]) -> tuple[list[tuple[int, int, int]], bool, int] | None:
+        if not self._numbers.tells_all or any(part.is_marked or not part.tells_kinds for part in held):
+            return None
+        number = self._numbers.of
+        return [(part.held.fd, number(part.device, 0), part.tells_numbers) for part in held], True, self._noatime
 
     def readlink(self, entry: Entry) -> bytes:
         return os.readlink(b"", dir_fd=entry.top.fd)
@@ -213,6 +250,10 @@ class OverlayTree:
     def on_copy(self, call: Callable[[Entry, int], None]) -> None:
         if self._writing is not None:
             self._writing.copies.on_copy = call
+
+    def stays(self, entry: Entry) -> bool:
+        is_private = self._layers.layers[self._content(entry).layer].private
+        return is_private and (self._writing is None or self._writing.copies.is_up(entry, False))
 
     def may_block(self, entry: Entry) -> bool:
         one = self._content(entry)
@@ -434,3 +475,7 @@ class OverlayTree:
             }
             for index, one in enumerate(self._layers.layers)
         ]
+
+
+def _opened(real: Real) -> Descriptor:
+    return real.held.path(real)

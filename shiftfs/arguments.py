@@ -141,14 +141,20 @@ behaviour:
   timeout=SECONDS     how long the kernel may trust a name or an attribute unasked (default 1), in layers of whose
                       changes nothing is heard
   open=auto|refuse|serve
-                      whether opening a file reaches this program (default auto)
-  locks=mount|layers  locks are held on the mount (default), or on the files in the layers too; brings open=serve
+                      whether opening a file reaches this program: where the layers need it (auto, default); with
+                      serve, lower files come up at open(2) for writing, else at the first write
+  locks=mount|layers  locks are held on the mount (default), or on the files in the layers too (default of
+                      marks); brings open=serve
+  passthrough=auto|on|off
+                      the kernel reads and writes the layers' files by itself: where open=serve holds and it may
+                      (default), or the mount fails and open=serve is brought, or nowhere
   atime, noatime      reading updates access times as the mount of SOURCE says, or never (default);
                       relatime and strictatime are taken as atime
   diratime, nodiratime
                       with atime: for directories as well (default), or not
   sync, async         write through to the disk at once, or not (default)
   dirsync             likewise for changes of directories
+  writeback           the kernel collects what is written: nobody else changes SOURCE or any layer while it is mounted
   max_write=BYTES     the largest write request, 131072 to 1048576; 0 (default) leaves it to the program
   noacl               neither show access control lists nor go by them
   noxattrs=0|1        there are extended attributes (0, default), or none (1)

@@ -1,18 +1,23 @@
 """Owns one /dev/fuse descriptor and the buffers that requests arrive in.
 
-Reads a request, writes a reply or a notice; never looks inside one. Requests are read and replies written on the loop
-thread; notices are written by workers, since the kernel may block them.
+Reads a request, writes a reply or a notice; never looks inside one. Requests are read and replies written, and backing
+files registered, on the loop thread; notices are written by workers, since the kernel may block them.
 """
 
 import errno
+import mmap
 import os
 import threading
 from typing import Final
+
+from .sys import privileges
 
 HEADER_ROOM = 4096
 """What the kernel demands beyond max_write (fs/fuse/dev.c, fuse_dev_do_read)."""
 
 _PAGE: Final = os.sysconf("SC_PAGE_SIZE")
+_NOTHING_YET: Final = frozenset({errno.EAGAIN, errno.ENOENT, errno.EINTR, errno.EIO})
+"""ENOENT: the request was interrupted before it was read. EIO: it did not fit and was failed."""
 _NOT_THERE: Final = frozenset({errno.ENOENT, errno.ENODEV, errno.ECONNABORTED, errno.ENOTDIR, errno.ENOTEMPTY})
 """What a notice was about, or the mount."""
 
@@ -30,7 +35,8 @@ class Buffers:
         self.max_write = -(-max_write // _PAGE) * _PAGE
         self.size = self.max_write + HEADER_ROOM
         self.present = bytearray(self.size)
-        self.scratch = memoryview(bytearray(self.max_write))
+        # Pages that nobody has used yet are none.
+        self.scratch = memoryview(mmap.mmap(-1, self.max_write, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS))
         self._spare: list[bytearray] = []
 
     def detach(self) -> bytearray:
@@ -54,21 +60,25 @@ class Channel:
         self.buffers = buffers
         self._lock = threading.Lock()
         self._notifying = 0
+        self._unprivileged: privileges.Without | None = None
         os.set_blocking(fd, False)
 
     def receive(self) -> int:
         """Read one request into the present buffer; its length, or 0 if there is none now. Raises Disconnected."""
         try:
             return os.readv(self.fd, (self.buffers.present,))
-        except BlockingIOError:
-            return 0
         except OSError as error:
-            # ENOENT: the request was interrupted before we read it. EIO: it did not fit and was failed.
-            if error.errno in (errno.ENOENT, errno.EINTR, errno.EIO):
-                return 0
-            if error.errno in (errno.ENODEV, errno.ECONNABORTED):
-                raise Disconnected from None
-            raise
+            assert error.errno is not None
+            return self.received(-error.errno)
+
+    @staticmethod
+    def received(size: int) -> int:
+        """The same of what somebody else has read: a size, or a negative errno."""
+        if size >= 0 or -size in _NOTHING_YET:
+            return max(size, 0)
+        if -size in (errno.ENODEV, errno.ECONNABORTED):
+            raise Disconnected
+        raise OSError(-size, os.strerror(-size))
 
     def send(self, header: bytes, payload: bytes | bytearray | memoryview) -> None:
         """Write one reply. A request that was interrupted meanwhile (ENOENT) and a mount that is gone need none."""
@@ -100,6 +110,26 @@ class Channel:
                 self._notifying -= 1
                 if self.fd < 0 and not self._notifying:
                     os.close(fd)
+
+    def open_backing(self, fd: int) -> int:
+        """An id by which the kernel passes what it is asked of a file on to the one behind `fd`. Raises OSError.
+
+        The kernel does that with the rights that we have at this moment. With CAP_FSETID set-id bits would outlive
+        whatever anybody writes (kernel setattr_should_drop_suidgid).
+        """
+        from .sys import backing  # most mounts pass nothing through
+
+        if self._unprivileged is None:
+            self._unprivileged = privileges.Without(privileges.CAP_FSETID)
+        with self._unprivileged:
+            return backing.open_backing(self.fd, fd)
+
+    def close_backing(self, number: int) -> None:
+        """The id stands for nothing any more; where the connection has gone, it does not anyway."""
+        if self.fd >= 0:
+            from .sys import backing
+
+            backing.close_backing(self.fd, number)
 
     def close(self) -> None:
         """End the connection. The number stays taken as long as somebody writes to it."""

@@ -6,24 +6,28 @@ becomes. Main thread, which becomes the loop's.
 
 import contextlib
 import os
-import resource
 import signal
 import sys
 import syslog
-import traceback
+import time
 from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
-from . import mount, status
+from . import faults, mount
 from .daemon import Daemon, tell_service_manager
 from .interpreter import Interpreter
-from .locks.places import Places, files_of, opener
-from .locks.real import RealFile
-from .locks.table import Locks
 from .loop import INTERRUPTING, Loop
 from .mount import MountError
-from .opening import open_tree, raise_descriptor_limit, show_sizes_that_lie, stay_within_quota
+from .opening import (
+    check_at_rest,
+    lie_elsewhere,
+    open_tree,
+    raise_descriptor_limit,
+    show_sizes_that_lie,
+    stay_within_quota,
+    why_nothing_is_passed_through,
+)
 from .ops.control import REPORTS
 from .options import Help, MountOptions, UsageError, Version, parse_command_line
 from .reflect.agent import Agent
@@ -34,9 +38,10 @@ from .session import Session
 from .shift.idmap import IDENTITY
 from .sys import mounts, privileges
 from .sys.mountinfo import MountInfo
-from .tree import Descriptor, Tree
+from .wire.abi import Opcode
 
-if TYPE_CHECKING:  # a mount that is no mark need not wait for what makes marks
+if TYPE_CHECKING:  # who has no use for these does not wait for them
+    from .locks.mounts import Locking
     from .mark.marking import Marking
 
 _MAX_WRITE: Final = 1 << 20
@@ -45,13 +50,11 @@ _MAX_WRITE: Final = 1 << 20
 _INNER_ROOT: Final = b".shiftfs-root"
 """Seen in the root field of /proc/PID/mountinfo alone; it hides nothing of that name in the source."""
 
+_QUIET: Final = 0.1
+"""Seconds without a write after which no more comes, as many are under way at a time."""
+
 _ENDING: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 _SIGNALS: Final = (*_ENDING, signal.SIGUSR1)
-
-_MOST_WAITS: Final = 256
-_PER_LOCKED: Final = 16
-"""Descriptors that a file may come to with its locks, and more: others need some too."""
-_LOCKING_MOUNTS: Final = 8
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -130,7 +133,7 @@ def _serve(options: MountOptions, daemon: Daemon | None, users: frozenset[int] |
     except Exception as error:
         said = " ".join(str(error).split())
         message = f"unexpected {type(error).__name__} ({said}): nothing is mounted; -d tells where it happened"
-        details = traceback.format_exc()
+        details = faults.told(error)
     if daemon is not None:
         daemon.failed(message, details)
         return 1
@@ -152,6 +155,7 @@ class Mount:
         self._journal = Journal()
         self._mounted: MountInfo | None = None
         self._is_disconnected = False
+        self._is_stopping = False
         self._failure: Exception | None = None
         bound, unlinked = raise_descriptor_limit(len(options.lowerdirs))
         stay_within_quota()
@@ -164,15 +168,22 @@ class Mount:
 
             self._marking = marking.Marking(self._loop, options, self._tree, users, self._log)
             self._tree, _ = self._marking.tree.use()
+        self._locking: Locking | None = None
+        if options.locks == "layers":
+            from .locks import mounts as locking
+
+            note = self._log if options.debug else _say_nothing
+            self._locking = locking.Locking(self._loop.wait_aside, note, has_many=options.mark)
         only_uids = frozenset({0, os.geteuid()}) if options.allow_root and os.geteuid() != 0 else None
         # What the kernel opens by itself, it opens for everybody: allow_root needs to be asked.
         # And without the right to pass over modes, what was created unreadable is only written while it stays open.
         powerless = not privileges.effective_capabilities() >> privileges.CAP_DAC_OVERRIDE & 1
-        # An overlay copies up at open(2), as the kernel's does: who is refused for want of room hears of it there.
-        exact = powerless or options.upperdir is not None or options.locks == "layers"
-        serves_open = options.open == "serve" or only_uids is not None or (options.open == "auto" and exact)
-        if options.open == "auto" and not serves_open:
-            serves_open = show_sizes_that_lie(layers)
+        check_at_rest(options, layers)
+        exact = powerless or options.locks == "layers" or options.passthrough == "on" or lie_elsewhere(layers)
+        asks = options.open == "serve" or only_uids is not None
+        asks = asks or (options.open == "auto" and show_sizes_that_lie(layers))
+        serves_open = asks or (options.open == "auto" and exact)
+        self._not_passed = why_nothing_is_passed_through(options, self._tree, layers, serves_open)
         self._mountpoint = os.path.realpath(options.mountpoint)
         for layer in layers:
             if not layer.private:
@@ -187,6 +198,7 @@ class Mount:
                 IDENTITY if options.mark else options.uidmap, IDENTITY if options.mark else options.gidmap,
                 timeout=options.timeout,
                 serves_open=serves_open,
+                serves_opendir=asks,
                 max_write=options.max_write or _MAX_WRITE,
                 report=self._report,
                 log=self._log,
@@ -194,9 +206,12 @@ class Mount:
                 only_uids=only_uids,
                 syncs_directories=options.dirsync or options.sync,
                 read_only=options.read_only,
+                passthrough=self._not_passed is None,
+                writeback=options.writeback,
             )  # fmt: skip
-            if options.locks == "layers":
-                self._session.context.serve_locks(self._locks(self._tree))
+            self._session.needs_passthrough = options.passthrough == "on"
+            if self._locking is not None:
+                self._session.context.serve_locks(self._locking.of(self._tree))
             self._reflection = self._reflect()
             if self._marking is not None and self._reflection is not None:
                 self._marking.neighbours.join(self._session, self._reflection)
@@ -206,22 +221,12 @@ class Mount:
             mount.detach(self._mountpoint)
             raise
 
-    def _locks(self, tree: Tree) -> Locks:
-        """Hold them on the real files too, also on those that come to be by copy-up."""
-        places = Places.find()
-        if places is None and self._options.debug:
-            self._log("there is no directory for locks that mounts share: lower files are locked by themselves")
-        most = max(64, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // _PER_LOCKED)
-        waits = self._loop.wait_aside
-        if self._marking is not None:  # one mount's locks and waiters leave room for the others'
-            most = max(8, most // _LOCKING_MOUNTS)
-            waits = partial(waits, group=id(tree), most=_MOST_WAITS)
-        locks = Locks(lambda inode: files_of(tree, places, inode.entry), waits, most)
-        tree.on_copy(lambda entry, made: locks.copied_up(entry, lambda: RealFile("upper", opener(_duplicate(made)))))
-        return locks
-
     def _reflect(self) -> Reflection | None:
         """Follow what others do in the layers, from before the first request on."""
+        if self._options.writeback:
+            from .reflect.resting import Resting  # most mounts follow their layers
+
+            self._session.context.live = Resting(self._session.context.inodes.root)
         if self._options.watch == "off":
             return None
         hub = self._marking.hub if self._marking is not None else None
@@ -275,15 +280,21 @@ class Mount:
             if self._marking.has_lost_some:
                 self._marking.has_lost_some = False
                 self._interpreter.much_has_gone()
-        self._interpreter.tick()
+        is_expecting = self._interpreter.tick() or is_expecting
         is_untidy = self._tree.tidy(now)
+        backings = self._session.context.backings
+        if backings is not None:
+            is_untidy = backings.tidy(now) or is_untidy
         for steps in self._tree.unfinished():
             self._session.run_aside(steps)
         for chore in self._tree.chores():
             self._session.context.aside(chore)
+        times = self._session.context.times
+        if times is not None:
+            is_untidy = times.tidy(now) or is_untidy
         is_busy = self._reflection is not None and self._reflection.live.tick()
         is_ending = self._employment is not None and self._employment.look(now)
-        return self._session.look_for_killed() or is_untidy or is_ending or is_busy or is_expecting
+        return self._session.underway.look_for_killed() or is_untidy or is_ending or is_busy or is_expecting
 
     def _disconnected(self) -> None:
         self._is_disconnected = True
@@ -358,13 +369,28 @@ class Mount:
             self._mounted.device,
             serves_open=self._session.context.serves_open,
             max_write=self._options.max_write or _MAX_WRITE,
-            locks=self._locks if self._options.locks == "layers" else None,
+            locks=self._locking.of if self._locking is not None else None,
             unmounted=self._session.end,
         )
 
     def _stop(self, number: int, frame: object) -> None:
-        self._loop.stop()
+        """At once; or, where the kernel collects writes, when it has sent them, or when we are told so again."""
+        if self._session.context.times is None or self._is_stopping or self._mounted is None:
+            self._loop.stop()
+        else:
+            self._is_stopping = True
+            collect = partial(mount.write_out, self._mountpoint, self._mounted.device)
+            self._loop.submit(collect, self._stop_when_quiet)
         self._loop.wake()
+
+    def _stop_when_quiet(self, result: object, error: object, written: int = -1) -> None:
+        """syncfs(2) may return before FUSE has what it sends (seen with Linux 6.18)."""
+        session = self._session
+        count = session.counters[Opcode.WRITE].count
+        if count == written and not session.waiting:
+            self._loop.stop()
+        else:
+            self._loop.submit(partial(time.sleep, _QUIET), partial(self._stop_when_quiet, written=count))
 
     def _tell(self, number: int, frame: object) -> None:
         for name in REPORTS:
@@ -372,9 +398,12 @@ class Mount:
                 self._log(self._report(name).decode())
 
     def _report(self, name: str, after: int = 0, when: float = 0.0) -> bytes:
+        from . import status  # most mounts are never asked
+
         parts = status.Parts(
             self._options, self._mountpoint, self._session, self._tree, self._loop, self._journal, self._reflection,
             [one.session for one in self._marking.mounts] if self._marking is not None else None,
+            self._not_passed,
         )  # fmt: skip
         return status.report(name, parts, after, when)
 
@@ -402,10 +431,6 @@ def _start_agent(options: MountOptions) -> Agent | None:
 
 def _say_nothing(text: str) -> None:
     """For what is told at -d alone."""
-
-
-def _duplicate(fd: int) -> Descriptor:
-    return Descriptor(os.dup(fd), os.close)
 
 
 if __name__ == "__main__":

@@ -70,6 +70,10 @@ def _parser() -> argparse.ArgumentParser:
     marking.add_argument("directory", metavar="DIR")
     marking.add_argument("--users", metavar="USER[:...]", help="only those (default: everybody)")
     marking.add_argument("--ro", action="store_true", help="read-only")
+    marking.add_argument(
+        "--locks", choices=("layers", "mount"), default="layers",
+        help="locks of all mounts of DIR and of the host meet (layers, the default), or of each mount alone"
+    )  # fmt: skip
     marking.add_argument("--allow-exposed", action="store_true", help="though others than root can come to DIR")
     unmarking = commands.add_parser("unmark", help="take that back; what is mounted stays")
     unmarking.add_argument("directory", metavar="DIR")

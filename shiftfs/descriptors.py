@@ -11,7 +11,7 @@ import os
 import stat
 import time
 from collections.abc import Iterator
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 from weakref import ref
 
 from cachetools import FIFOCache
@@ -39,9 +39,14 @@ class Entry:
         self.data: Descriptor | None = None
         self.handle: bytes | None = None
 
+    def entry_of(self, directory: Any, name: bytes, key: RealKey) -> Any:
+        """The entry of what was found in `directory`, of which this is the part it was found in."""
+        return Entry(self, name, key)
 
-class _Bounded(FIFOCache["ref[Entry]", None]):
-    """Entries in the order in which they were opened; the oldest loses its descriptor.
+
+class _Bounded(FIFOCache["ref[Entry]", bool]):
+    """Entries in the order in which they were opened, and whether a file handle leads to each; the oldest loses its
+    descriptor.
 
     First in, first out, so that a hit costs nothing: whatever is in use again is opened again. None is kept alive by
     that: what leads to an inode, and nobody else knows, goes with it.
@@ -52,16 +57,18 @@ class _Bounded(FIFOCache["ref[Entry]", None]):
         self._slot = slot
         self._gone: collections.deque[ref[Entry]] = collections.deque()
 
-    def hold(self, entry: Entry) -> None:
-        self[ref(entry, self._gone.append)] = None
+    def hold(self, entry: Entry, by_handle: bool) -> None:
+        self[ref(entry, self._gone.append)] = by_handle
 
     def drop(self, entry: Entry) -> None:
         self.pop(ref(entry), None)
 
-    def popitem(self) -> tuple["ref[Entry]", None]:
+    def popitem(self) -> tuple["ref[Entry]", bool]:
         oldest = super().popitem()
         entry = oldest[0]()
         if entry is not None:
+            if oldest[1]:
+                _note_handle(entry)
             setattr(entry, self._slot, None)
         return oldest
 
@@ -69,6 +76,12 @@ class _Bounded(FIFOCache["ref[Entry]", None]):
         """Take out what has gone, on whichever thread that was."""
         while self._gone:
             self.pop(self._gone.popleft(), None)
+
+
+def _note_handle(entry: Entry) -> None:
+    """It may be moved, behind the mount, before it is opened again."""
+    if entry.handle is None and entry.data is not None:
+        entry.handle = handles.of(entry.data.fd)
 
 
 class Descriptors:
@@ -84,8 +97,10 @@ class Descriptors:
         self._data: _Bounded = beside._data if beside else _Bounded(max(bound // 2, 8), "data")
         self._pinned: set[Entry] = beside._pinned if beside else set()
         self._most_pinned = unlinked
-        self._writers: dict[Entry, float] = beside._writers if beside else {}
-        self._noatime = os.O_NOATIME if noatime else 0
+        self.writers: dict[Entry, float] = beside.writers if beside else {}
+        """When each was written to last, or opened for that (time.monotonic()), of what may be open for it."""
+        self.noatime = os.O_NOATIME if noatime else 0
+        """What files are opened with to be read, where that is allowed."""
         self.tells_kinds = layer.override is None
         """Is a regular file of the layer meant to be one?"""
         root_key, _ = layer.look(layer.root.fd, b"")
@@ -97,6 +112,8 @@ class Descriptors:
         held = entry.path
         if held is not None:
             return held
+        if entry.data is not None and entry.key[0] not in self._layer.remote:
+            return self._path_of_data(entry, entry.data)
         try:
             return self._walk(entry)
         except OSError as error:
@@ -107,6 +124,10 @@ class Descriptors:
         if found is None:
             raise _stale()
         return self._keep_path(entry, found)
+
+    def _path_of_data(self, entry: Entry, data: Descriptor) -> Descriptor:
+        """What is open for its content need not be found."""
+        return self._keep_path(entry, self._take(lambda: real.reopen(data.fd, os.O_PATH)))
 
     def attributes(self, entry: Entry) -> Attributes:
         """What the layer says of the very inode. ESTALE if it is not to be found any more."""
@@ -142,13 +163,13 @@ class Descriptors:
                 found = self._recover(parent, entry)
         except FileNotFoundError:
             found = self._recover(parent, entry)
-        if entry.handle is None and self._layer.opens_by_handle:
-            entry.handle = handles.of(found.fd)
         return self._keep_path(entry, found)
 
     def _keep_path(self, entry: Entry, found: Descriptor) -> Descriptor:
+        if entry.handle is None and self._layer.opens_by_handle:
+            entry.handle = handles.of(found.fd)
         entry.path = found
-        self._paths.hold(entry)
+        self._paths.hold(entry, self._layer.opens_by_handle)
         return found
 
     def _by_handle(self, entry: Entry) -> Descriptor | None:
@@ -193,7 +214,7 @@ class Descriptors:
         the like.
         """
         if writable:
-            self._writers[entry] = time.monotonic()
+            self.writers[entry] = time.monotonic()
         held = entry.data
         if held is not None and (held.writable or not writable):
             return held
@@ -203,7 +224,7 @@ class Descriptors:
         if entry.key[0] in self._layer.remote:
             raise BlockingIOError(errno.EWOULDBLOCK, os.strerror(errno.EWOULDBLOCK))
         path = self.path(entry)
-        flags = (os.O_RDWR if writable else os.O_RDONLY) | self._noatime
+        flags = (os.O_RDWR if writable else os.O_RDONLY) | self.noatime
         # Without O_NONBLOCK a lease on the layer would stop the loop (open(2), EWOULDBLOCK).
         opened = self.open(path, flags | os.O_NONBLOCK)
         self.keep_data(entry, opened)
@@ -222,10 +243,18 @@ class Descriptors:
     def keep_data(self, entry: Entry, data: Descriptor) -> None:
         """Make this the entry's data descriptor; all who use the inode see the same file."""
         if data.writable:
-            self._writers.setdefault(entry, time.monotonic())
+            self.writers.setdefault(entry, time.monotonic())
         entry.data = data
         self._data.drop(entry)
-        self._data.hold(entry)
+        self._data.hold(entry, self._layer.opens_by_handle)
+
+    def opened(self, entry: Entry, fd: int, writable: bool) -> Descriptor:
+        """The same of one that has been opened natively. Whoever writes notes when (`writers`)."""
+        if entry.data is not None:
+            self._data.drop(entry)
+        data = entry.data = Descriptor(fd, os.close, writable)
+        self._data.hold(entry, self._layer.opens_by_handle)
+        return data
 
     def _take(self, opening: "real.Opening", writable: bool = False) -> Descriptor:
         """Run an open; when the table is full, give back half of what may be closed and try once more."""
@@ -251,7 +280,7 @@ class Descriptors:
         """It has a name again."""
         if entry in self._pinned:
             self._pinned.discard(entry)
-            self._paths.hold(entry)
+            self._paths.hold(entry, self._layer.opens_by_handle)
 
     def unpin_if_found_again(self, entry: Entry) -> None:
         """It has names left, none that we know: without this, removing many of many hard links would hold as many
@@ -307,18 +336,20 @@ class Descriptors:
 
     def drop_data(self, entry: Entry) -> None:
         self._data.drop(entry)
-        self._writers.pop(entry, None)
+        self.writers.pop(entry, None)
         entry.data = None
 
     def tidy(self, now: float) -> bool:
         """Close writers idle for a second; True if some are left."""
         self._paths.tidy()
         self._data.tidy()
-        for entry in [e for e, used in self._writers.items() if now - used >= _WRITER_IDLE]:
+        for entry in [e for e, used in self.writers.items() if now - used >= _WRITER_IDLE]:
             if entry.data is not None and entry.data.writable:
+                if self._layer.opens_by_handle:
+                    _note_handle(entry)
                 self.drop_data(entry)
-            self._writers.pop(entry, None)
-        return bool(self._writers)
+            self.writers.pop(entry, None)
+        return bool(self.writers)
 
     def count(self) -> dict[str, int]:
         """Held now, for `status`."""

@@ -5,12 +5,14 @@ follows a symlink. The attribute calls share one buffer and belong to the loop t
 """
 
 import contextlib
+import errno
 import operator
 import os
 import stat
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Literal
 
+from . import native
 from .sys import files, handles, mounts
 from .tree import Attributes, Change, Descriptor, RealKey, Space
 
@@ -73,6 +75,8 @@ Opening = Callable[[], int]
 """A call that opens something and returns the descriptor."""
 
 _new = tuple.__new__
+_FITS: Final = 1 << 63
+"""Birth times, in nanoseconds, are of 64 bits in native code."""
 
 
 def magic_link(fd: int) -> bytes:
@@ -83,16 +87,18 @@ def magic_link(fd: int) -> bytes:
 class Layer:
     """A directory and all beneath it. `path` is for messages only."""
 
-    def __init__(self, path: bytes, opened: int | None = None, private: bool = False) -> None:
+    def __init__(
+        self, path: bytes, opened: int | None = None, private: bool = False, noatime: bool = False
+    ) -> None:  # fmt: skip
         """Open the directory; with the right to do so, as a private copy of its mounts, so that what is mounted in it
-        later (our own mount among others) is never entered. Or take over `opened`, a directory open for reading, which
-        is in such a copy if `private`. Raises OSError."""
+        later (our own mount among others) is never entered, and where nothing counts as an access if `noatime`. Or take
+        over `opened`, a directory open for reading, which is in such a copy if `private`. Raises OSError."""
         self.path = os.path.abspath(path)
         self.private = private
         if opened is None:
             opened = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             with contextlib.suppress(OSError):  # no CAP_SYS_ADMIN, or before Linux 5.12: the plain directory serves
-                copy = _open_copy(opened)
+                copy = _open_copy(opened, noatime)
                 os.close(opened)
                 opened = copy
                 self.private = True
@@ -120,10 +126,22 @@ class Layer:
 
     def look(self, directory: int, name: bytes) -> tuple[RealKey, Attributes]:
         """Key and attributes of a name, or of `directory` itself for an empty one: one statx."""
-        return self._seen(self._statx.at(directory, name), directory, name)
+        seen = self._natively(directory, name)
+        if seen is None:
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), name)
+        return seen if seen is not False else self._seen(self._statx.at(directory, name), directory, name)
+
+    def _natively(self, directory: int, name: bytes) -> "tuple[RealKey, Attributes] | Literal[False] | None":
+        """None for no such name; False where that is not how it is done here."""
+        if native.look is None or self.override is not None:
+            return False
+        return native.look(directory, name, self._has_births, Attributes)  # type: ignore[no-any-return]
 
     def find(self, directory: int, name: bytes) -> tuple[RealKey, Attributes] | None:
         """The same of a name; None where there is none."""
+        seen = self._natively(directory, name)
+        if seen is not False:
+            return seen
         f = self._statx.found(directory, name)
         return None if f is None else self._seen(f, directory, name)
 
@@ -138,6 +156,8 @@ class Layer:
             born_at = handles.number(directory, name)
         else:
             born_at = f[13] * 1_000_000_000 + f[14] if f[0] & 0x800 else self._unborn(f, mode, device)
+            if not -_FITS <= born_at < _FITS:  # the filesystem has been tampered with
+                born_at %= _FITS
         kind = mode >> 12
         if kind == 4:  # S_IFDIR
             kind |= f[23] << 4
@@ -173,6 +193,10 @@ class Layer:
             self.pseudo.add(device)
         answer = self._has_births[device] = kind != _OVERLAYFS
         return answer
+
+    def plain_devices(self) -> list[int]:
+        """Those seen so far whose inodes are told apart by birth times, and whose files are what they seem."""
+        return [one for one, has in self._has_births.items() if has and one not in self.remote | self.pseudo]
 
     def key_of(self, handle: bytes) -> RealKey | None:
         """The inode that a file handle leads to; None for one that is gone, or of another filesystem."""
@@ -239,9 +263,9 @@ def _override(root: int) -> "Override | None":
     return of(root)
 
 
-def _open_copy(directory: int) -> int:
+def _open_copy(directory: int, noatime: bool) -> int:
     """The same directory in a private copy of its mounts, open to be read. Raises OSError."""
-    clone = mounts.clone_tree(directory)
+    clone = mounts.clone_tree(directory, noatime=noatime)
     try:
         return os.open(b".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=clone)
     finally:

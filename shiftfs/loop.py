@@ -187,10 +187,23 @@ class Loop:
         self._waiting_of: collections.Counter[Hashable] = collections.Counter()
         self.on_tick: Callable[[float], bool] = lambda now: False
 
+    @property
+    def poll_fd(self) -> int:
+        """The epoll(7) descriptor: whoever has something to do for long can see whether others are ready."""
+        return self._poll.fileno()
+
     def add(self, fd: int, ready: Callable[[], None], events: int = select.EPOLLIN) -> None:
         """Call `ready` whenever `fd` is."""
         self._poll.register(fd, events)
         self._ready[fd] = ready
+
+    def is_ready(self, fd: int) -> None:
+        """A descriptor has been found ready, by `run` or by somebody else who has polled."""
+        call = self._ready.get(fd)
+        if call is not None:
+            call()
+        elif fd == self._wake:
+            self._take_outcomes()
 
     def remove(self, fd: int) -> None:
         """Forget a descriptor; before it is closed."""
@@ -210,17 +223,13 @@ class Loop:
 
     def run(self) -> None:
         """Serve until stopped. The calling thread is the loop's."""
-        poll, ready, monotonic = self._poll.poll, self._ready, time.monotonic
+        poll, is_ready, monotonic = self._poll.poll, self.is_ready, time.monotonic
         timeout: float | None = None
         due = interrupt_at = 0.0
         while not self._stopping or self._lingers():
             events = poll(timeout if not self._stopping else _LINGER_STEP)
             for fd, _ in events:
-                call = ready.get(fd)
-                if call is not None:
-                    call()
-                elif fd == self._wake:
-                    self._take_outcomes()
+                is_ready(fd)
             now = monotonic()
             if self._waits.called_off and now >= interrupt_at:
                 self._waits.interrupt()

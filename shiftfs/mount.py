@@ -6,9 +6,7 @@ thread.
 
 import errno
 import os
-import shutil
 import stat
-import subprocess
 from collections.abc import Iterator
 
 from .options import MountOptions
@@ -239,20 +237,34 @@ def unmount(mounted: MountInfo) -> None:
         return
     try:
         detach(mounted.path)
-    except (OSError, subprocess.SubprocessError) as error:
+    except OSError as error:
         shown = os.fsdecode(mounted.path)
         raise MountError(f"{shown}: the mount stays, served by nobody ({error}); run `umount -l {shown}`") from None
 
 
 def detach(path: bytes) -> None:
-    """Unmount what is at a path, at once. Raises OSError, or SubprocessError."""
+    """Unmount what is at a path, at once. Raises OSError."""
     try:
         mounts.unmount(path, mounts.MNT_DETACH)
     except OSError as error:
-        program = shutil.which("fusermount3")
-        if error.errno != errno.EPERM or program is None:
+        if error.errno != errno.EPERM or not _detach_as_user(path):
             raise
-        subprocess.run([program, "-u", "-z", "--", path], check=True, capture_output=True, timeout=_UNMOUNT_SECONDS)
+
+
+def _detach_as_user(path: bytes) -> bool:
+    """By fusermount3, if there is one. Raises OSError."""
+    import shutil  # half a dozen modules beneath these two are for nothing else here
+    import subprocess
+
+    program = shutil.which("fusermount3")
+    if program is None:
+        return False
+    command: list[str | bytes] = [program, "-u", "-z", "--", path]
+    try:
+        subprocess.run(command, check=True, capture_output=True, timeout=_UNMOUNT_SECONDS)
+    except subprocess.SubprocessError as error:
+        raise OSError(errno.EBUSY, str(error)) from None
+    return True
 
 
 def _id_at(path: bytes) -> int | None:
@@ -270,3 +282,15 @@ def _id_at(path: bytes) -> int | None:
 def _mount_id(fd: int) -> int:
     with open(f"/proc/self/fdinfo/{fd}", "rb") as lines:
         return next(int(line.split()[1]) for line in lines if line.startswith(b"mnt_id:"))
+
+
+def write_out(path: bytes, device: str) -> None:
+    """Have the kernel send what it has collected for the mount at a path, if it is the one of that device. On a worker,
+    while the mount is served."""
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        found = os.fstat(fd).st_dev
+        if f"{os.major(found)}:{os.minor(found)}" == device:
+            files.syncfs(fd)
+    finally:
+        os.close(fd)

@@ -68,6 +68,8 @@ class MountOptions(NamedTuple):
     max_write: int = 0  # bytes; 0 leaves it to the negotiation
     open: Literal["auto", "refuse", "serve"] = "auto"
     locks: Literal["mount", "layers"] = "mount"
+    passthrough: Literal["auto", "on", "off"] = "auto"
+    writeback: bool = False  # the kernel collects writes, as nobody else changes the layers; True only if not read_only
     fsname: bytes | None = None
     subtype: bytes = b"shiftfs"
     uidmap: IdMap = IDENTITY
@@ -188,11 +190,11 @@ class _Options:
             )
         if name in VALUED:
             self._take_value(name, value if equals else None)
-        elif name in FLAGS and not (equals and name in IGNORED):
-            if equals:
-                raise UsageError(f"{plain(word)!r} cannot be: {name} takes no value; write {name} alone")
-            self._flags.update(FLAGS[name])
+        elif plain(word) in FLAGS:
+            self._flags.update(FLAGS[plain(word)])
             self._given.add(name)
+        elif name in FLAGS and not (equals and name in IGNORED):
+            raise UsageError(f"{plain(word)!r} cannot be: {name} takes no value; write {name} alone")
         elif name in IGNORED:
             self._check_ignored(name, plain(value))
             self._note(f"{name} does nothing here: {IGNORED[name]}")
@@ -249,10 +251,16 @@ class _Options:
             raise UsageError(
                 "locks=layers and open=refuse cannot go together: who closes a file has to be told; keep one"
             )
+        if values.get("passthrough") == "on" and values.get("open") == "refuse":
+            raise UsageError(
+                "passthrough=on and open=refuse cannot go together: the answer to an open says what to pass it on to;"
+                " keep one"
+            )
         others = {name: value for name, value in values.items() if name not in MAPS}
         maps = {"uidmap": uidmap, "gidmap": gidmap}
         self._check_layers(flags, others)
-        self._check_mark(flags)
+        self._check_mark(flags, others)
+        self._check_writeback(flags, others)
         if "lowerdir" in others:
             others["lowerdirs"] = others.pop("lowerdir")
         return {**flags, **others, **maps, "kernel_options": kernel, "notes": tuple(self._notes)}
@@ -288,7 +296,7 @@ class _Options:
                 " from a renamed file to its content; keep one"
             )
 
-    def _check_mark(self, flags: dict[str, Any]) -> None:
+    def _check_mark(self, flags: dict[str, Any], values: dict[str, Any]) -> None:
         if not flags.get("mark"):
             needing = [name for name in FOR_MARKS if name in self._given]
             if needing:
@@ -296,6 +304,11 @@ class _Options:
             return
         if not self._is_root:
             raise UsageError("mark needs root: it lets others do as root what they like with what is marked")
+        if values.get("passthrough") == "on":
+            raise UsageError(
+                "mark and passthrough=on cannot go together: who has mounted could open for writing what another has"
+                " opened for reading; omit passthrough"
+            )
         without = [name for name, flag in (("noacl", "acl"), ("noxattrs", "xattrs")) if not flags.get(flag, True)]
         if without:
             # With ACLs the kernel checks rights, however a user mounts (fs/fuse/inode.c, process_init_reply).
@@ -303,8 +316,34 @@ class _Options:
                 f"mark and {without[0]} cannot go together: nobody would check rights where a user mounts; omit"
                 f" {without[0]}"
             )
+        if values.get("open") != "refuse":
+            values.setdefault("locks", "layers")  # those of one mount of it are to count on the others
         # The mark itself is for root to look at; what is executed is executed on the mounts that are made of it.
         flags.update(allow_other=False, allow_root=False, suid=False, dev=False, exec=False)
+
+    def _check_writeback(self, flags: dict[str, Any], values: dict[str, Any]) -> None:
+        if not flags.get("writeback"):
+            return
+        if flags.get("read_only"):
+            flags["writeback"] = False
+            self._note("writeback does nothing here: nothing is written")
+            return
+        why = "it says that nobody else changes the layers"
+        if flags.get("mark"):
+            raise UsageError(f"writeback and mark cannot go together: {why}, and the mounts of a mark do; keep one")
+        if values.get("locks") == "layers":
+            raise UsageError(f"writeback and locks=layers cannot go together: {why}, so nobody locks there; keep one")
+        if values.get("passthrough") == "on":
+            raise UsageError(
+                "writeback and passthrough=on cannot go together: what is passed through is not collected by the mount;"
+                " keep one"
+            )
+        if values.get("watch", "off") != "off":
+            raise UsageError(
+                f"writeback and watch={values['watch']} cannot go together: {why}, so there is nothing to watch for;"
+                " omit one"
+            )
+        values.update(watch="off", passthrough="off")
 
     def _devices(self, *, wanted: bool, refused: bool) -> bool:
         if wanted and not refused and not self._is_root:

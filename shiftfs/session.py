@@ -1,4 +1,4 @@
-"""Owns one connection to the kernel: decodes requests, dispatches them, answers, and keeps those that wait.
+"""Owns one connection to the kernel: decodes requests, dispatches them, and answers.
 
 Translates errors once, here: OSError to its errno, anything else to EIO with a traceback in the log. Knows no operation
 beyond INIT, INTERRUPT and DESTROY. Loop thread, but for the calls that it hands to workers.
@@ -8,19 +8,21 @@ import contextlib
 import errno
 import os
 import time
-import traceback
 from collections.abc import Callable, Generator, Sequence
 from functools import partial
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
+from . import faults, lane
 from .channel import Buffers, Channel, Disconnected
 from .counters import Counters
 from .loop import Loop
 from .ops import HANDLERS, LAYERED_HANDLERS, Handler, directories, without_xattrs
-from .ops.context import Context, Later, Payload
+from .ops.context import Context, Payload
 from .ops.readonly import refusing_changes
+from .reads import Reads
 from .shift.idmap import IdMap
 from .tree import Gate, Steps, Tree, Work
+from .underway import Underway
 from .wire import abi, negotiation, notices, replies, requests
 from .wire.abi import InitFlag, Opcode
 from .wire.requests import Header, ProtocolError
@@ -37,19 +39,12 @@ _DIRECTORY_CHANGES: Final = frozenset(
         *(Opcode.UNLINK, Opcode.RMDIR, Opcode.RENAME, Opcode.RENAME2),
     ]
 )
-_SIGKILL_BIT: Final = 1 << 8
 _MINOR_OF_STRIPPED_SET_GID: Final = 37
 """Of Linux 6.1. vfs_prepare_mode came with 6.0, which has no number of its own."""
 
 
-class Waiting(NamedTuple):
-    """A request whose handler waits for a worker."""
-
-    header: Header
-    began: int
-    steps: Later
-
-
+_AT_ONCE: Final = 64
+"""Requests."""
 _MOST_NOTICES: Final = 20_000
 """That may wait to be written for a mount of somebody else."""
 
@@ -74,11 +69,17 @@ class Session:
         only_uids: frozenset[int] | None = None,
         syncs_directories: bool = False,
         read_only: bool = False,
+        serves_opendir: bool | None = None,
+        passthrough: bool = False,
+        writeback: bool = False,
         buffers: Buffers | None = None,
     ) -> None:
         """Takes over `fd`. `only_uids`: who may use the mount at all (allow_root). `syncs_directories`: a change of
-        one is on disk before it is answered (dirsync). `read_only`: nobody changes anything (EROFS). `trace` gets a
-        line per request. `buffers`: those of all sessions of the loop, of this `max_write`."""
+        one is on disk before it is answered (dirsync). `read_only`: nobody changes anything (EROFS). `serves_opendir`:
+        opening a directory reaches us; if not given, as `serves_open`. `trace` gets a line per request.
+        `passthrough`: the kernel may read and write files of the layers by itself, if it can. `writeback`: nobody else
+        changes the layers, and the kernel may collect what is written. `buffers`: those of all
+        sessions of the loop, of this `max_write`."""
         self._loop = loop
         self.submit = loop.submit
         self._buffers = buffers = buffers or Buffers(max_write)
@@ -88,7 +89,13 @@ class Session:
         self._trace = trace
         self._only_uids = only_uids
         self._syncs_directories = syncs_directories
-        self.counters = Counters()
+        self._counters = Counters()
+        self._lane: lane.Lane | None = None
+        self.reads = Reads(fd)
+        self._passes_through = passthrough
+        self._writes_back = writeback
+        self.needs_passthrough = False
+        """It is no mount without."""
         self.agents: dict[int, Callable[[Header, Any], Payload | None]] = {}
         """Threads whose requests are answered here, if they come of what they were told to do (reflect.answers)."""
         self.negotiated: negotiation.Negotiated | None = None
@@ -103,10 +110,10 @@ class Session:
         handlers = LAYERED_HANDLERS if tree.layered else HANDLERS
         handlers = refusing_changes(handlers) if read_only else handlers
         self._handlers = handlers if tree.view.xattrs else without_xattrs(handlers)
-        self._waiting: dict[int, Waiting] = {}
         self.context = Context(
             tree, uids, gids, timeout,
             serves_open=serves_open,
+            serves_opendir=serves_open if serves_opendir is None else serves_opendir,
             scratch=buffers.scratch,
             aside=self._aside,
             notify=lambda message: self.notify([message], _nothing),
@@ -118,11 +125,40 @@ class Session:
             watch=self._watch,
             report=report,
         )  # fmt: skip
+        self.underway = Underway(
+            self.context, self.reads, loop, lambda call, done: self.submit(call, done), self._answer, self._fail,
+            lambda: self.is_somebody_elses,
+        )  # fmt: skip
+        self.context.all_written = self.reads.written
         loop.add(fd, self._ready)
 
     def wrap(self, wrapping: Callable[[dict[int, Handler]], dict[int, Handler]]) -> None:
         """Let somebody else hear of all requests from now on."""
         self._handlers = wrapping(self._handlers)
+        if self.negotiated is not None:
+            self._open_lane()
+
+    def _open_lane(self) -> None:
+        """Serve natively what nobody else has to see."""
+        self._fold()
+        fd, poll, buffers = self._channel.fd, self._loop.poll_fd, self._buffers
+        is_open = self._trace is None and self._only_uids is None and not self.is_somebody_elses
+        self.context.lane = self._lane = None
+        if is_open:
+            self.context.lane = self._lane = lane.of(
+                self.context, fd, poll, self._handlers, buffers, self.agents, self.reads, self._syncs_directories
+            )
+
+    @property
+    def counters(self) -> Counters:
+        """Of all requests so far."""
+        self._fold()
+        return self._counters
+
+    def _fold(self) -> None:
+        for opcode, *numbers in self._lane.counts() if self._lane is not None else ():
+            self._counters[opcode].add_many(*numbers)
+        self.reads.fold(self._counters)
 
     def notify(self, messages: Sequence[bytes], done: Callable[[], None]) -> None:
         """Write notices, those of one inode or of the names in one directory in their order and after those that came
@@ -158,21 +194,38 @@ class Session:
 
     @property
     def waiting(self) -> int:
-        """Requests that wait for workers, for `status`."""
-        return len(self._waiting)
+        """Requests that wait for workers, or natively, for `status`."""
+        return self.underway.count + self.reads.waiting
 
     def _ready(self) -> None:
-        """There is a request. One is taken at a time, so that no connection starves another."""
-        try:
-            size = self._channel.receive()
-        except Disconnected:
-            self.end()
-            return
-        except OSError as error:  # EINVAL: whoever has mounted has answered INIT himself, with larger requests
-            self._give_up(f"the kernel's requests cannot be read: {error}")
-            return
-        if size:
-            self._serve(size)
+        """There is a request. One is taken at a time, so that no connection starves another; or more, as long as there
+        is nothing else to do, where a lane looks after that."""
+        for _ in range(_AT_ONCE):
+            lane = self._lane
+            try:
+                size = self._channel.receive() if lane is None else self._channel.received(lane.serve())
+            except Disconnected:
+                self.end()
+                return
+            except OSError as error:  # EINVAL: whoever has mounted has answered INIT himself, with larger requests
+                self._give_up(f"the kernel's requests cannot be read: {error}")
+                return
+            except Exception as error:
+                size = self._without_lane(error)
+            if size:
+                self._serve(size)
+            is_next = lane is not None and size > 0 and lane.answered()
+            for fd in lane.others() if lane is not None else ():
+                self._loop.is_ready(fd)
+            if not is_next or self._lane is None:
+                return
+
+    def _without_lane(self, error: Exception) -> int:
+        """The lane has failed at a request, which is the handlers', as are all others from now on. Its size."""
+        self._log(f"native code failed, and is not used any more:\n{faults.told(error)}")
+        self._fold()
+        self.context.lane = self._lane = None
+        return requests.length(self._buffers.present)
 
     def pause(self) -> None:
         """Leave further requests with the kernel."""
@@ -191,7 +244,12 @@ class Session:
     def end(self) -> None:
         """The mount is gone, or is to be."""
         if self._channel.fd >= 0:
+            self._fold()
+            self.context.lane = self._lane = None
             self._loop.remove(self._channel.fd)
+            if self.context.times is not None:
+                self.context.times.settle_all()
+            self.reads.close()
             self._channel.close()
             self.on_end()
 
@@ -228,19 +286,18 @@ class Session:
             changed = {header.nodeid, getattr(request, "newdir", header.nodeid)}
             result = directories.synced(self.context, changed, result)
         if isinstance(result, Generator):
-            self._waiting[header.unique] = waiting = Waiting(header, began, result)
-            self._step(waiting, None, None)
+            self.underway.begin(header, began, result)
         elif result is not None:
             self._answer(header, began, result)
         else:
-            self.counters[opcode].add(time.perf_counter_ns() - began)
+            self._counters[opcode].add(time.perf_counter_ns() - began)
 
     def _special(self, header: Header, request: Any) -> Payload | None:
         if header.opcode == Opcode.INIT:
             self._init(header.unique, request)
             return None
         if header.opcode == Opcode.INTERRUPT:
-            self._interrupt(request.unique)
+            self.underway.interrupt(request.unique)
             return None
         if header.opcode == Opcode.DESTROY:
             return b""
@@ -257,7 +314,10 @@ class Session:
                 offer, max_write=self._max_write, refuse_open=not self.context.serves_open,
                 serve_locks=self.context.locks is not None, page_size=_PAGE, shows_acls=self.context.shows_acls,
                 allow_idmap=self._only_uids is None and not self.is_somebody_elses,
+                pass_through=self._passes_through, write_back=self._writes_back,
             )  # fmt: skip
+            if self.needs_passthrough and InitFlag.PASSTHROUGH not in agreed.flags:
+                raise ProtocolError("passthrough=on: the kernel offers none; Linux 6.9 or later is needed")
         except ProtocolError as error:
             self.failure = str(error)
             self.on_failure()
@@ -265,16 +325,29 @@ class Session:
         self.negotiated = agreed
         self.context.kernel_strips_set_gid = agreed.minor >= _MINOR_OF_STRIPPED_SET_GID
         self.context.requests_tell_ids = InitFlag.ALLOW_IDMAP not in agreed.flags
+        if InitFlag.PASSTHROUGH in agreed.flags:
+            from .backing import WORTH, Backings  # most mounts pass nothing through
+
+            context, channel = self.context, self._channel
+            context.backings = Backings(
+                context.tree, context.written, channel.open_backing, channel.close_backing, context.disregard,
+                0 if self.needs_passthrough or context.locks is not None else WORTH,
+            )  # fmt: skip
+        if InitFlag.WRITEBACK_CACHE in agreed.flags:
+            from .ops.times import Times  # nor do most collect writes
+
+            self.context.times = Times(self.context.tree)
         self._decoders = requests.decoders(setxattr_ext=bool(agreed.flags & InitFlag.SETXATTR_EXT))
         self._channel.send(negotiation.encode(unique, agreed), b"")
         self.on_ready()
+        self._open_lane()
 
     def _answer(self, header: Header, began: int, payload: Payload) -> None:
         try:
             self._channel.send(replies.header(header.unique, len(payload)), payload)
         except OSError as error:  # it does not fit the request, which the kernel has failed then (fuse_dev_do_write)
             self._log(f"{_describe(header)}: the kernel did not take the answer: {error}")
-        self.counters[header.opcode].add(time.perf_counter_ns() - began)
+        self._counters[header.opcode].add(time.perf_counter_ns() - began)
         if self._trace is not None:
             self._trace(f"{_describe(header)} -> {len(payload)} bytes")
 
@@ -282,8 +355,8 @@ class Session:
         number = error.errno if isinstance(error, OSError | ProtocolError) else None
         if number is None:
             number = errno.EIO
-            self._log(f"{_describe(header)} failed:\n{''.join(traceback.format_exception(error))}")
-        counter = self.counters[header.opcode]
+            self._log(f"{_describe(header)} failed:\n{faults.told(error)}")
+        counter = self._counters[header.opcode]
         counter.add(time.perf_counter_ns() - began)
         counter.errors += 1
         if header.opcode not in _NO_REPLY:
@@ -296,34 +369,7 @@ class Session:
         if error.unique:
             self._channel.send(replies.error(error.unique, error.errno), b"")
 
-    # Requests that wait.
-
-    def _step(self, waiting: Waiting, result: Any, error: BaseException | None) -> None:
-        """Go on with a handler, with what its call gave or raised, until it calls again or answers."""
-        header = waiting.header
-        if self._waiting.get(header.unique) is not waiting:
-            self._let_go_ended(header.unique)
-            waiting.steps.close()  # its caller was killed: nothing more is done for it
-            return
-        try:
-            call = waiting.steps.throw(error) if error is not None else waiting.steps.send(result)
-        except StopIteration as answer:
-            self._finish(header)
-            self._answer(header, waiting.began, answer.value)
-        except Exception as failure:
-            self._finish(header)
-            self._fail(header, waiting.began, failure)
-            # One that was thrown in refers through its frames to itself, and to all that its call held; collections
-            # are rare here.
-            failure.__traceback__ = None
-        else:
-            if isinstance(call, Gate):
-                call.wait(lambda: self._step(waiting, None, None))
-                return
-            self.submit(
-                lambda: call() if self._waiting.get(header.unique) is waiting else None,
-                lambda result, error: self._step(waiting, result, error),
-            )
+    # What nobody waits for.
 
     def run_aside(self, steps: Steps) -> None:
         """Go through steps that no request waits for."""
@@ -341,45 +387,6 @@ class Session:
             call.wait(lambda: self._step_aside(steps, None, None))
         else:
             self.submit(call, lambda result, error: self._step_aside(steps, result, error))
-
-    def _let_go_ended(self, unique: int) -> None:
-        self.context.interrupted.discard(unique)
-        if unique in self.context.let_go:
-            self.context.let_go.remove(unique)
-            self._loop.regained()
-
-    def _finish(self, header: Header) -> None:
-        self.context.interrupted.discard(header.unique)
-        del self._waiting[header.unique]
-
-    def _interrupt(self, unique: int) -> None:
-        """A signal has come for whoever waits. A copy stops early by itself. All else goes on, as on a local disk,
-        unless the caller is being killed: then it is let go, and its handler goes no further than the call it is at."""
-        waiting = self._waiting.get(unique)
-        if waiting is None:
-            return
-        self.context.interrupted.add(unique)  # copies look for it
-        waker = self.context.when_interrupted.get(unique)
-        if waker is not None:
-            waker()
-        if unique in self._waiting:
-            self._let_go_if_killed(unique, waiting)
-
-    def look_for_killed(self) -> bool:
-        """Let those go who have been killed after another signal: the kernel tells of the first alone
-        (fuse_dev_queue_interrupt). True if there are any left to look at again."""
-        for unique in self.context.interrupted & self._waiting.keys():
-            self._let_go_if_killed(unique, self._waiting[unique])
-        return bool(self.context.interrupted & self._waiting.keys())
-
-    def _let_go_if_killed(self, unique: int, waiting: Waiting) -> None:
-        if self.is_somebody_elses:
-            return  # he may be numbered in another pid namespace than ours
-        if is_being_killed(waiting.header.pid):
-            del self._waiting[unique]
-            self.context.let_go.add(unique)
-            self._loop.lost()
-            self._fail(waiting.header, waiting.began, InterruptedError(errno.EINTR, "killed"))
 
     def _aside(self, call: Work) -> None:
         self.submit(call, self._aside_done)
@@ -401,19 +408,3 @@ def _describe(header: Header) -> str:
     with contextlib.suppress(ValueError):
         return f"#{header.unique} {Opcode(header.opcode).name} node {header.nodeid} uid {header.uid} pid {header.pid}"
     return f"#{header.unique} opcode {header.opcode} node {header.nodeid}"
-
-
-def is_being_killed(pid: int) -> bool:
-    """Has the thread a SIGKILL pending (proc(5), SigPnd and ShdPnd)? 0 is one outside our pid namespace: not known."""
-    if pid == 0:
-        return False
-    try:
-        with open(f"/proc/{pid}/status", "rb") as lines:
-            for line in lines:
-                if line.startswith((b"SigPnd:", b"ShdPnd:")) and int(line.split()[1], 16) & _SIGKILL_BIT:
-                    return True
-    except (FileNotFoundError, ProcessLookupError):
-        return True  # it is gone
-    except OSError:
-        return False  # not ours to see (hidepid), or out of descriptors: not known
-    return False

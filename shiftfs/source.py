@@ -22,6 +22,7 @@ from .tree import (
     Descriptor,
     Listed,
     LockFile,
+    Plain,
     RealKey,
     Shown,
     Space,
@@ -47,7 +48,6 @@ class SourceTree:
         self._layer = layer
         self.view = view
         self.override = layer.override
-        self._number: Callable[[int, int], int] = self._number_in_32 if narrow else self._number_in_64
         self._keeps_numbers = not narrow
         self._noatime = os.O_NOATIME if nodiratime else 0
         self._held = Descriptors(layer, bound, unlinked, noatime)
@@ -78,6 +78,16 @@ class SourceTree:
         if entry.path is not None:
             self._held.unpin(entry)
 
+    def plain(self) -> Plain | None:
+        if self.view != WHOLE or self.override is not None or not self._keeps_numbers:
+            return None
+        devices = [(one, 0) for one in self._layer.plain_devices() if one == self._layer.device]
+        held = self._held
+        return Plain(devices, 0, 0, None, None, self, held.writers, held.opened, held.path, held.noatime, None)
+
+    def note_directory(self, entry: Entry) -> None:
+        """It is known by its key alone."""
+
     def release(self, entry: Entry) -> None:
         self._held.release(entry)
 
@@ -89,12 +99,10 @@ class SourceTree:
             return attributes.ino
         return self._number(attributes.device, attributes.ino)
 
-    def _number_in_64(self, device: int, number: int) -> int:
+    def _number(self, device: int, number: int) -> int:
         index = self._devices.setdefault(device, len(self._devices))
-        return (number + (index << _FOREIGN_SHIFT)) & 0xFFFFFFFFFFFFFFFF
-
-    def _number_in_32(self, device: int, number: int) -> int:
-        return real.narrowed(self._number_in_64(device, number))
+        wide = (number + (index << _FOREIGN_SHIFT)) & 0xFFFFFFFFFFFFFFFF
+        return wide if self._keeps_numbers else real.narrowed(wide)
 
     def held(self, entry: Entry) -> tuple[Descriptor, int]:
         return self._held.path(entry), entry.key[0]
@@ -107,6 +115,12 @@ class SourceTree:
         if device == self._layer.device and self._keeps_numbers:
             return [Listed(*row) for row in names]
         return [Listed(name, self._number(device, number), kind) for name, number, kind in names]
+
+    def plain_parts(self, held: tuple[Descriptor, int]) -> tuple[list[tuple[int, int, int]], bool, int] | None:
+        path, device = held
+        if self.override is not None or device != self._layer.device or not self._keeps_numbers:
+            return None
+        return [(path.fd, 0, 2)], False, self._noatime
 
     def parent_number(self, entry: Entry) -> int:
         parent = entry.parent or entry
@@ -155,6 +169,9 @@ class SourceTree:
 
     def on_copy(self, call: Callable[[Any, int], None]) -> None:
         pass  # nothing is copied
+
+    def stays(self, entry: Entry) -> bool:
+        return self._layer.private
 
     def may_block(self, entry: Entry) -> bool:
         return entry.key[0] in self._layer.remote
@@ -231,6 +248,14 @@ class SourceTree:
         if exchange and replaced is not None:
             self.found_at(replaced, directory, name)
         return not exchange and self._held.has_gone(replaced)
+
+    def replace(
+        self, directory: Entry, name: bytes, to: Entry, new_name: bytes, moved: Entry, replaced: Entry
+    ) -> bool:  # fmt: skip
+        return self.rename(directory, name, to, new_name, 0, moved, replaced)
+
+    def has_moved(self, moved: Entry, to: Entry, new_name: bytes) -> None:
+        self.found_at(moved, to, new_name)
 
     def change(self, entry: Entry, change: Change) -> None:
         self._layer.change(self._held.path(entry).fd, change)

@@ -32,6 +32,8 @@ class Parts(NamedTuple):
     reflection: Reflection | None
     derived: Sequence[Session] | None = None
     """Of the mounts that have been made of a mark; None for what is none."""
+    not_passed: str | None = None
+    """Why nothing is to be passed through, if so."""
 
 
 def report(name: str, parts: Parts, after: int = 0, when: float = 0.0) -> bytes:
@@ -65,6 +67,7 @@ def _status(parts: Parts) -> dict[str, Any]:
             "timeout": options.timeout,
             "watch": options.watch,
             "locks": options.locks,
+            "writeback": options.writeback,
             "open": "serve" if session.context.serves_open else "refuse",
             "fsname": os.fsdecode(options.fsname or b"") or _source(options, tree) or "shiftfs",
             "subtype": os.fsdecode(options.subtype),
@@ -80,6 +83,8 @@ def _status(parts: Parts) -> dict[str, Any]:
             "max_readahead": agreed.max_readahead if agreed else None,
         },
         "layers": [{**layer, "watch": ways.get(index, "off")} for index, layer in enumerate(tree.describe())],
+        "passthrough": _passthrough(parts),
+        "writeback": _writeback(parts),
         "copies": tree.progress(),
         "mounts": len(parts.derived) if parts.derived is not None else None,
         "live": parts.reflection.describe() if parts.reflection is not None else None,
@@ -106,7 +111,35 @@ def _layering(options: MountOptions) -> dict[str, object]:
 
 
 def _stats(parts: Parts) -> dict[str, Any]:
-    return {"pid": os.getpid(), "requests": parts.session.counters.report(), **_sizes(parts)}
+    return {
+        "pid": os.getpid(),
+        "requests": parts.session.counters.report(),
+        "passthrough": _passthrough(parts),
+        **_sizes(parts),
+    }
+
+
+def _passthrough(parts: Parts) -> dict[str, object]:
+    """Is it on, why not; files that are open so, opens that were, files that the kernel did not take, and why."""
+    backings = parts.session.context.backings
+    if backings is None:
+        return {"on": False, "why": parts.not_passed or "the kernel offers none (Linux 6.9)"}
+    return {
+        "on": True,
+        "files": len(backings),
+        "opened": backings.opened,
+        "refused": backings.refused,
+        "why": backings.refusal or None,
+    }
+
+
+def _writeback(parts: Parts) -> dict[str, object]:
+    """Does the kernel collect writes, and why not?"""
+    if parts.session.context.times is not None:
+        return {"on": True, "why": None}
+    if not parts.options.writeback:
+        return {"on": False, "why": "it is off unless asked for"}
+    return {"on": False, "why": "the kernel offers none that keeps set-id bits safe (Linux 5.11)"}
 
 
 def _locks(parts: Parts) -> dict[str, Any]:
@@ -148,7 +181,7 @@ def _sizes(parts: Parts) -> dict[str, Any]:
         "listings": len(session.context.listings),
         "handles": len(session.context.handles),
         "waiting": session.waiting,
-        "workers": parts.loop.workers,
+        "workers": parts.loop.workers + parts.session.reads.threads,
         "descriptors": {**parts.tree.descriptors(), "open": len(os.listdir("/proc/self/fd"))},
         "memory_kib": _resident_kib(),
         "journal": {"total": journal.total, "dropped": journal.dropped},

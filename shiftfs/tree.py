@@ -176,6 +176,58 @@ class Owners(Protocol):
         """Take a capability away that is written down, too: the inode behind `fd` has another content."""
 
 
+class Names(Protocol):
+    """Changes of names of files with one name, of which no layer but the upper has anything, nor of the names; whoever
+    calls has seen to that."""
+
+    def unlink(self, directory: Any, name: bytes, known: Any) -> bool:
+        """As Tree.unlink."""
+
+    def replace(self, directory: Any, name: bytes, to: Any, new_name: bytes, moved: Any, replaced: Any) -> bool:
+        """As Tree.rename, without flags."""
+
+    def has_moved(self, moved: Any, to: Any, new_name: bytes) -> None:
+        """It has been renamed."""
+
+
+class PlainCopies(NamedTuple):
+    """What brings up a small file of which nothing is special. It is made in `work`; `attribute` is what its origin is
+    written to, by a file handle on one of the lower layers' filesystems: their `uuids`, from the first layer below the
+    upper on, None where that is not enough. `nobody`: the ids, if any, that stand for others'; `syncs`: its content is
+    on disk before it has a name. `on_copy` is told of it before that, and `came_up`, with its key, afterwards; that
+    takes over its descriptor, open for writing, unless that is -1."""
+
+    work: Descriptor
+    attribute: bytes
+    uuids: tuple[bytes | None, ...]
+    nobody: tuple[int, int] | None
+    syncs: bool
+    on_copy: Callable[[Any, int], None]
+    came_up: Callable[[Any, RealKey, int], None]
+
+
+class Plain(NamedTuple):
+    """What is to be known of a tree to find most of its names natively: how much is added to the inode numbers of some
+    `devices`, which layers are lower ones, which upper inodes have come from others though nothing on them says so
+    (`came_from`), and which real directories are parts of known ones (`made_of`; None where only whole ones are).
+    `names`: what changes names, None where nothing does. `writers`: when each was written to last (time.monotonic()) of
+    what is open for that; `keep` makes a descriptor, opened with `noatime` if that is allowed, a real inode's own,
+    which may say that it is open for writing. `open` gives the O_PATH descriptor of a real inode. `copies`: how files
+    come up, None where none does that way."""
+
+    devices: list[tuple[int, int]]
+    first_lower: int
+    last_layer: int
+    came_from: Any
+    made_of: dict[RealKey, Any] | None
+    names: Names | None
+    writers: dict[Any, float]
+    keep: Callable[[Any, int, bool], Descriptor]
+    open: Callable[[Any], Descriptor]
+    noatime: int
+    copies: PlainCopies | None
+
+
 class Tree(Protocol):
     """A tree of files, behind entries that only the tree itself looks into.
 
@@ -210,6 +262,13 @@ class Tree(Protocol):
     def knows(self, entry_of: Callable[[RealKey], Any | None]) -> None:
         """How the tree is to ask for the entry of an inode that the kernel knows."""
 
+    def plain(self) -> Plain | None:
+        """How a name that nothing is special about is looked up; None if all are special. An entry's parts say by
+        themselves how an entry is made of one beneath them (`entry_of`)."""
+
+    def note_directory(self, entry: Any) -> None:
+        """A directory that nothing is special about has been found natively, and has an entry now."""
+
     def release(self, entry: Any) -> None:
         """The kernel has forgotten the inode: let go of its descriptors."""
 
@@ -223,6 +282,11 @@ class Tree(Protocol):
 
     def listing(self, held: Any) -> list[Listed]:
         """All names of the directory that `held` was given for, but `.` and `..`. May run on a worker."""
+
+    def plain_parts(self, held: Any) -> tuple[list[tuple[int, int, int]], bool, int] | None:
+        """How to make the same listing natively (native.rows): the descriptors of the directories, top first, what is
+        added to the numbers in each, and whether its listing tells those of all names (2), of files (1), or of none; if
+        names may be hidden; and O_NOATIME or 0. None where that does not do. Any thread."""
 
     def parent_number(self, entry: Any) -> int:
         """The st_ino of a directory's parent; the root's own for the root."""
@@ -277,6 +341,10 @@ class Tree(Protocol):
 
     def lock_files(self, entry: Any) -> list[LockFile]:
         """The real files that have a file's locks: what it was copied up from first, if that can be found."""
+
+    def stays(self, entry: Any) -> bool:
+        """Does the file that has an inode's content stay the one that has it, whatever is done on the mount, and is it
+        reached through a copy of its mount that nobody else uses?"""
 
     def may_block(self, entry: Any) -> bool:
         """Does the file's content lie beyond a network or another process?"""

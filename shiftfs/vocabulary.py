@@ -49,6 +49,10 @@ FLAGS: Final[Mapping[str, Mapping[str, bool]]] = {
     "static_nlink": {"static_nlink": True},
     "noacl": {"acl": False},
     "ino32_t": {"ino32": True},
+    "writeback": {"writeback": True},
+    # As fuse-overlayfs has it.
+    "writeback=1": {"writeback": True},
+    "writeback=0": {"writeback": False},
 }
 
 # Said to mount(8), the boot, or whoever reads /etc/fstab (mount(8), fstab(5), systemd.mount(5)). Where one
@@ -78,7 +82,6 @@ IGNORED: Final[Mapping[str, str]] = {
     "sync": "fsync always reaches the layer; `sync` without a value is the mount flag",
     "fast_ino": "inode numbers cost nothing extra",
     "fast_ino_check": "inode numbers cost nothing extra",
-    "writeback": "the kernel would trust its own sizes and times where the layer's have changed",
     "plugins": "there are no plugins",
     "splice_write": "requests are read and answered without splice",
     "splice_read": "requests are read and answered without splice",
@@ -212,6 +215,7 @@ VALUED: Final[Mapping[str, _Valued]] = {
     "metacopy": _Valued(_switch, "on or off"),
     "index": _Valued(_switch, "on or off"),
     "locks": _Valued(_one_of("mount", "layers"), "mount or layers"),
+    "passthrough": _Valued(_one_of("auto", "on", "off"), "auto, on or off"),
     "mark_users": _Valued(_users, "names or numbers of users, joined by colons"),
     "squash_to_uid": _Valued(_id, "an id from 0 to 4294967294"),
     "squash_to_gid": _Valued(_id, "an id from 0 to 4294967294"),

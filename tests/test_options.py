@@ -108,7 +108,8 @@ def test_help(argv: list[str]) -> None:
 def test_help_lists_every_option() -> None:
     said = set(arguments.HELP.replace("=", " ").replace(",", " ").replace(".", " ").split())
     does_nothing_alone = {"norelatime", "nostrictatime", "nolazytime"}
-    missing = {*vocabulary.FLAGS, *vocabulary.VALUED, *vocabulary.IGNORED} - does_nothing_alone - said
+    flags = {word.partition("=")[0] for word in vocabulary.FLAGS}
+    missing = {*flags, *vocabulary.VALUED, *vocabulary.IGNORED} - does_nothing_alone - said
     assert not missing
 
 
@@ -230,6 +231,7 @@ def test_a_flag_takes_no_value() -> None:
         ("max_write=131072", "max_write", 131072),
         ("open=refuse", "open", "refuse"),
         ("open=serve", "open", "serve"),
+        *((f"passthrough={word}", "passthrough", word) for word in ("auto", "on", "off")),
         *((f"watch={word}", "watch", word) for word in ("auto", "fanotify", "inotify", "off")),
         ("watch=off,watch=auto", "watch", "auto"),
         ("fsname=a=b", "fsname", b"a=b"),
@@ -337,7 +339,7 @@ def test_what_would_show_other_files_is_refused_not_ignored() -> None:
     assert refusal_of("lowerdir=/l,nfs_export=on").startswith("nfs_export is not supported in this version")
 
 
-NOTHING = """threaded=1 fsync=0 fast_ino=1 fast_ino_check=1 writeback=1 plugins=p splice_write splice_read
+NOTHING = """threaded=1 fsync=0 fast_ino=1 fast_ino_check=1 plugins=p splice_write splice_read
     splice_move kernel_cache private"""
 
 
@@ -347,6 +349,43 @@ def test_what_does_nothing_is_accepted_and_said_once(text: str) -> None:
     assert parsed._replace(notes=()) == parse("/src", "/mnt")
     assert len(parsed.notes) == 1
     assert parsed.notes[0].startswith(f"{text.partition('=')[0]} does nothing here: ")
+
+
+@pytest.mark.parametrize("text", ["writeback", "writeback=1", "writeback=0,writeback", "watch=off,writeback"])
+def test_writeback_says_that_nobody_else_changes_the_layers(text: str) -> None:
+    """So there is nothing to watch for, and the mount's own page cache has what is written."""
+    parsed = with_o(text)
+    assert parsed == parse("/src", "/mnt")._replace(writeback=True, watch="off", passthrough="off")
+
+
+@pytest.mark.parametrize("text", ["writeback=0", "writeback,writeback=0"])
+def test_no_writeback(text: str) -> None:
+    assert with_o(text) == parse("/src", "/mnt")
+
+
+def test_writeback_where_nothing_is_written() -> None:
+    for text in ("ro,writeback", "writeback,ro", "ro,writeback,watch=inotify"):
+        parsed = with_o(text)
+        assert not parsed.writeback and parsed.watch == ("inotify" if "inotify" in text else "auto")
+        assert parsed.notes == ("writeback does nothing here: nothing is written",)
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("writeback,watch=auto", "watch=auto"),
+        ("watch=fanotify,writeback", "watch=fanotify"),
+        ("writeback,locks=layers", "locks=layers"),
+        ("writeback,passthrough=on", "passthrough=on"),
+        ("writeback,mark", "mark"),
+    ],
+)
+def test_what_writeback_excludes(text: str, named: str) -> None:
+    assert refusal_of(text).startswith(f"writeback and {named} cannot go together: ")
+
+
+def test_writeback_takes_no_other_value() -> None:
+    assert refusal_of("writeback=2") == "'writeback=2' cannot be: writeback takes no value; write writeback alone"
 
 
 def test_words_for_mount_alone_are_dropped() -> None:

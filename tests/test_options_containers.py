@@ -95,7 +95,7 @@ def test_values_that_cannot_be(text: str, allowed: str) -> None:
     assert allowed in refusal(text)
 
 
-NOTHING = """threaded=1 fsync=0 sync=0 fast_ino=1 fast_ino_check=1 writeback=0 plugins=/a.so private
+NOTHING = """threaded=1 fsync=0 sync=0 fast_ino=1 fast_ino_check=1 plugins=/a.so private
     xino=auto"""
 PASSED_ON = """allow_root suid nodev noexec diratime nodiratime splice_write splice_read splice_move
     kernel_cache"""

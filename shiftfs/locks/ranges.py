@@ -1,15 +1,18 @@
 """Owns who has locked which bytes of one file: what fcntl(F_SETLK) leaves behind, and what F_GETLK finds of it.
 
 Locks of processes (POSIX) and of open file descriptions are one kind here: an owner is a number. Ranges include both of
-their ends. Never touches a file, and never makes anybody wait. Loop thread.
+their ends. Never touches a file, and never makes anybody wait. Compiled in native/ranges.c. Loop thread.
 """
 
 from bisect import bisect_left
 from collections.abc import Iterator
 from typing import Final, NamedTuple
 
+from .. import native
 from ..sys.locks import NONE, READ, WRITE
 
+MANY: Final = 500
+"""Locks of one file."""
 _EXCLUDED: Final[tuple[tuple[int, ...], ...]] = ((WRITE,), (READ, WRITE), ())
 """By kind: what others must not hold."""
 
@@ -81,14 +84,15 @@ class _Ranges:
 class FileLocks:
     """The locks on one file."""
 
-    __slots__ = ("_held",)
+    __slots__ = ("_count", "_held")
 
     def __init__(self) -> None:
         self._held: tuple[dict[int, _Ranges], dict[int, _Ranges]] = ({}, {})
         """By kind and owner; nobody is kept who holds nothing."""
+        self._count = 0
 
     def __len__(self) -> int:
-        return sum(len(ranges.rows) for owners in self._held for ranges in owners.values())
+        return self._count
 
     def __iter__(self) -> Iterator[Held]:
         """All of them as they are now, by their starts."""
@@ -98,7 +102,7 @@ class FileLocks:
             for owner, ranges in self._held[kind].items()
             for start, end, pid, fh in ranges.rows
         ]
-        return iter(sorted(found, key=lambda held: held.start))
+        return iter(sorted(found, key=lambda held: (held.start, held.owner)))
 
     def conflict(self, owner: int, start: int, end: int, kind: int) -> Held | None:
         """What keeps an owner from a lock: the first in the range that another holds and does not share."""
@@ -106,7 +110,7 @@ class FileLocks:
         for theirs in _EXCLUDED[kind]:
             for other, ranges in self._held[theirs].items():
                 row = ranges.nearest(start, end) if other != owner else None
-                if row is not None and (nearest is None or row[0] < nearest.start):
+                if row is not None and (nearest is None or (row[0], other) < (nearest.start, nearest.owner)):
                     nearest = Held(other, row[0], row[1], theirs, row[2], row[3])
         return nearest
 
@@ -119,15 +123,20 @@ class FileLocks:
             if theirs == kind:
                 if ranges is None:
                     ranges = owners[owner] = _Ranges()
+                self._count -= len(ranges.rows)
                 ranges.add(start, end, pid, fh)
+                self._count += len(ranges.rows)
             elif ranges is not None:
+                self._count -= len(ranges.rows)
                 ranges.remove(start, end)
+                self._count += len(ranges.rows)
                 if not ranges.rows:
                     del owners[owner]
 
     def drop(self, owner: int) -> list[tuple[int, int]]:
         """All that an owner held (close(2)), ascending."""
         dropped = [owners.pop(owner) for owners in self._held if owner in owners]
+        self._count -= sum(len(ranges.rows) for ranges in dropped)
         return sorted(row[:2] for ranges in dropped for row in ranges.rows)
 
     def drop_handle(self, fh: int) -> list[tuple[int, int]]:
@@ -138,6 +147,7 @@ class FileLocks:
                 dropped += ranges.remove_handle(fh)
                 if not ranges.rows:
                     del owners[owner]
+        self._count -= len(dropped)
         return sorted(dropped)
 
     def needed(self, start: int, end: int) -> list[tuple[int, int, int]]:
@@ -164,3 +174,18 @@ class FileLocks:
             if change:
                 holders[kind] += change
         return parts
+
+
+def new_file_locks() -> FileLocks:
+    """Nothing is locked yet."""
+    return native.FileLocks(Held) if native.FileLocks is not None else FileLocks()
+
+
+def suited(locks: FileLocks) -> FileLocks:
+    """The same locks: compiled, each call goes through all of them, which is faster while they are few."""
+    if isinstance(locks, FileLocks) or len(locks) < MANY:
+        return locks
+    plain = FileLocks()
+    for owner, start, end, kind, pid, fh in locks:
+        plain.set(owner, start, end, kind, pid, fh)
+    return plain

@@ -30,20 +30,20 @@ class RealFile:
         self.role = role
         self._open = open
         self._done = done
-        self._ranges = -1
-        self._whole = -1
-        self._is_writable: bool | None = None
+        self.ranges = -1
+        self.whole = -1
+        self.is_writable: bool | None = None
 
     def set_range(self, start: int, end: int, kind: int, held: Held) -> bool:
         """False if somebody else's lock is in the way. A lock for writing, where the file cannot be written, is held
         as one for reading: that is what the layer can be told."""
-        if kind == NONE and self._ranges < 0:
+        if kind == NONE and self.ranges < 0:
             return True  # nothing was ever locked: unlocking opens nothing, and cannot fail for that
         return locks.set_range(self._for(kind, held), start, end, self._expressed(kind))
 
     def set_whole(self, kind: int) -> bool:
         """flock(2)."""
-        if kind == NONE and self._whole < 0:
+        if kind == NONE and self.whole < 0:
             return True
         return locks.set_whole(self._for_whole(), kind)
 
@@ -84,14 +84,14 @@ class RealFile:
         return wait
 
     def _expressed(self, kind: int) -> int:
-        return READ if kind == WRITE and not self._is_writable else kind
+        return READ if kind == WRITE and not self.is_writable else kind
 
     def _for(self, kind: int, held: Held) -> int:
-        if self._ranges < 0:
-            self._ranges = self._open(os.O_RDONLY)
-        if kind == WRITE and self._is_writable is None:
-            self._is_writable = self._open_for_writing(held)
-        return self._ranges
+        if self.ranges < 0:
+            self.ranges = self._open(os.O_RDONLY)
+        if kind == WRITE and self.is_writable is None:
+            self.is_writable = self._open_for_writing(held)
+        return self.ranges
 
     def _open_for_writing(self, held: Held) -> bool | None:
         """Without a moment in which nothing is held. Nothing is for writing so far. None if it may be possible later.
@@ -109,22 +109,22 @@ class RealFile:
         except BaseException:
             os.close(fd)
             raise
-        locks.set_range(self._ranges, 0, locks.END, NONE)
-        os.close(self._ranges)
-        self._ranges = fd
+        locks.set_range(self.ranges, 0, locks.END, NONE)
+        os.close(self.ranges)
+        self.ranges = fd
         return True
 
     def _for_whole(self) -> int:
-        if self._whole < 0:
-            self._whole = self._open(os.O_RDONLY)
-        return self._whole
+        if self.whole < 0:
+            self.whole = self._open(os.O_RDONLY)
+        return self.whole
 
     def close(self) -> None:
         """Nothing is held any more."""
-        for fd in (self._ranges, self._whole):
+        for fd in (self.ranges, self.whole):
             if fd >= 0:
                 os.close(fd)
-        self._ranges = self._whole = -1
+        self.ranges = self.whole = -1
         self._done()
 
 
@@ -133,7 +133,7 @@ class RealFiles:
     users."""
 
     def __init__(self, files: Iterable[RealFile], held: Held) -> None:
-        self._files = list(files)
+        self.files = list(files)
         self._held = held
 
     def lock(self, start: int, end: int, kind: int) -> RealFile | None:
@@ -141,7 +141,7 @@ class RealFiles:
         no more than before: it is that file. Raises OSError, and holds no more than before."""
         is_held = False
         try:
-            for file in self._files:
+            for file in self.files:
                 if not file.set_range(start, end, kind, self._held):
                     return file
             is_held = True
@@ -154,7 +154,7 @@ class RealFiles:
         """Hold no more of a range than `held` tells."""
         failed = 0
         for first, last, kind in self._held(start, end):
-            for file in self._files:
+            for file in self.files:
                 try:
                     file.set_range(first, last, kind, self._held)
                 except OSError as error:  # whatever becomes of one
@@ -165,7 +165,7 @@ class RealFiles:
         """flock(2), as `lock`."""
         is_held = False
         try:
-            for file in self._files:
+            for file in self.files:
                 if not file.set_whole(kind):
                     return file
             is_held = True
@@ -176,7 +176,7 @@ class RealFiles:
 
     def unlock_whole(self, left: int) -> None:
         failed = 0
-        for file in self._files:
+        for file in self.files:
             try:
                 file.set_whole(left)
             except OSError as error:
@@ -185,7 +185,7 @@ class RealFiles:
 
     def in_the_way(self, start: int, end: int, kind: int) -> tuple[Range, int] | None:
         """A lock of somebody outside of the mount."""
-        for file in self._files:
+        for file in self.files:
             found = file.in_the_way(start, end, kind, self._held)
             if found is not None:
                 return found
@@ -202,16 +202,16 @@ class RealFiles:
         except OSError:
             file.close()
             raise
-        self._files.append(file)
+        self.files.append(file)
 
     @property
     def roles(self) -> list[str]:
-        return [file.role for file in self._files]
+        return [file.role for file in self.files]
 
     def close(self) -> None:
-        for file in self._files:
+        for file in self.files:
             file.close()
-        self._files.clear()
+        self.files.clear()
 
 
 def _raise(number: int) -> None:

@@ -10,9 +10,10 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Final, NamedTuple
 
 from ..inodes import Inode
+from ..shares import Share
 from ..sys.locks import END, NONE, READ, WRITE
 from ..tree import Gate
-from .ranges import FileLocks, Held
+from .ranges import Held, new_file_locks, suited
 from .real import RealFile, RealFiles
 
 _LONGEST_CHAIN: Final = 64
@@ -48,19 +49,24 @@ class Waiter:
         self.call_off: Callable[[], None] | None = None
 
 
+def _too_many() -> OSError:
+    return OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+
 class _File:
     """The locks of one inode. `whole` are those of flock(2), by owner."""
 
     def __init__(self, files: Iterable[RealFile]) -> None:
-        self.ranges = FileLocks()
+        self.ranges = new_file_locks()
         self.whole: dict[int, Held] = {}
-        self.waiters: list[Waiter] = []
+        self.waiters: dict[Waiter, None] = {}
+        """In the order in which they came."""
         self.handles: set[int] = set()
         self.threads = 0
         """Those that wait for somebody outside."""
         self.is_looking = False
         self.is_freer = False
-        self.real = RealFiles(files, self.ranges.needed)
+        self.real = RealFiles(files, lambda start, end: self.ranges.needed(start, end))
 
     @property
     def is_idle(self) -> bool:
@@ -71,6 +77,13 @@ class _File:
         """What all who hold flock(2)'s hold together."""
         kinds = {held.kind for held in self.whole.values()}
         return WRITE if WRITE in kinds else READ if kinds else NONE
+
+    def is_closed_to(self, wanted: Wanted) -> bool:
+        """Has another all of it to himself? Of many who wait for that, each is asked whenever one has had it."""
+        if not wanted.whole or len(self.whole) != 1:
+            return False
+        ((owner, held),) = self.whole.items()
+        return held.kind == WRITE and owner != wanted.owner
 
     def conflict(self, wanted: Wanted) -> Held | None:
         """Whose lock on the mount is in the way."""
@@ -87,10 +100,14 @@ class Locks:
     calls it off."""
 
     def __init__(
-        self, files_of: Callable[[Inode], Iterable[RealFile]], wait_aside: WaitAside, most: int = 1 << 20
+        self, files_of: Callable[[Inode], Iterable[RealFile]], wait_aside: WaitAside, share: Share,
+        most_ranges: int | None = None,
     ) -> None:  # fmt: skip
-        """`most`: of how many inodes there may be locks at a time; one takes a few descriptors."""
-        self._most = most
+        """`share`: of how many inodes there may be locks at a time; one takes a few descriptors. `most_ranges`: as many
+        may be locked."""
+        self._share = share
+        self._most_ranges = most_ranges
+        self._ranges = 0
         self._files_of = files_of
         self._wait_aside = wait_aside
         self._files: dict[Inode, _File] = {}
@@ -135,7 +152,7 @@ class Locks:
             self._let_go(wanted.inode, file)
             raise
         if not waiter.is_granted:
-            file.waiters.append(waiter)
+            file.waiters[waiter] = None
             self._waiting.setdefault(wanted.owner, []).append(waiter)
         return waiter
 
@@ -181,34 +198,49 @@ class Locks:
             yield from ((inode, held, True, roles) for held in file.whole.values())
 
     @property
+    def unlimited(self) -> dict[Inode, Any] | None:
+        """By inode, what the lane may lock of files that are locked here, without being counted; None if it is."""
+        return self._files if self._most_ranges is None else None
+
+    @property
     def waiting(self) -> int:
         return sum(map(len, self._waiting.values()))
 
     def close(self) -> None:
         """Nobody holds or waits for anything any more."""
         for file in self._files.values():
-            waiters, file.waiters = file.waiters, []
+            waiters, file.waiters = file.waiters, {}
             for waiter in waiters:
                 if waiter.call_off is not None:
                     waiter.call_off()
             file.real.close()
         self._waiting.clear()
         self._files.clear()
+        self._share.leave()
 
     # One inode.
 
     def _file(self, inode: Inode) -> _File:
         file = self._files.get(inode)
         if file is None:
-            if len(self._files) >= self._most:
-                raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+            if not self._share.has_room:
+                raise _too_many()
             file = self._files[inode] = _File(self._files_of(inode))
+            self._share.take()
         return file
 
     def _let_go(self, inode: Inode, file: _File) -> None:
         if file.is_idle and self._files.get(inode) is file:
             del self._files[inode]
+            self._share.give_back()
             file.real.close()
+
+    def _set(self, file: _File, wanted: Wanted) -> None:
+        _, owner, pid, fh, start, end, kind, _ = wanted
+        before = len(file.ranges)
+        file.ranges.set(owner, start, end, kind, pid, fh)
+        file.ranges = suited(file.ranges)
+        self._ranges += len(file.ranges) - before
 
     def _take(self, file: _File, wanted: Wanted) -> Held | RealFile | None:
         """None if it is held now; else what is in the way: a lock of the mount, or the real file where one of somebody
@@ -216,9 +248,9 @@ class Locks:
         return self._take_whole(file, wanted) if wanted.whole else self._take_range(file, wanted)
 
     def _take_range(self, file: _File, wanted: Wanted) -> Held | RealFile | None:
-        _, owner, pid, fh, start, end, kind, _ = wanted
+        _, owner, _, fh, start, end, kind, _ = wanted
         if kind == NONE:
-            file.ranges.set(owner, start, end, kind, pid, fh)
+            self._set(file, wanted)
             try:
                 file.real.unlock(start, end)
             finally:
@@ -227,12 +259,14 @@ class Locks:
         held = file.ranges.conflict(owner, start, end, kind)
         if held is not None:
             return held
+        if self._most_ranges is not None and self._ranges >= self._most_ranges:
+            raise _too_many()
         # Others hold no more than this of the range: together that is it.
         blocked = file.real.lock(start, end, kind)
         if blocked is not None:
             return blocked
         frees = kind == READ and bool(file.waiters) and any(one[2] == WRITE for one in file.ranges.needed(start, end))
-        file.ranges.set(owner, start, end, kind, pid, fh)
+        self._set(file, wanted)
         file.handles.add(fh)
         if frees:
             self._look_at_waiters(file)
@@ -263,7 +297,9 @@ class Locks:
         file = self._files.get(inode)
         if file is None:
             return
+        before = len(file.ranges)
         dropped = drop(file)
+        self._ranges += len(file.ranges) - before
         try:
             for start, end in dropped:
                 file.real.unlock(start, end)
@@ -326,7 +362,7 @@ class Locks:
             while file.is_freer:
                 file.is_freer = False
                 for waiter in list(file.waiters):
-                    if waiter.call_off is None and waiter in file.waiters:
+                    if waiter.call_off is None and waiter in file.waiters and not file.is_closed_to(waiter.wanted):
                         self._look_at(file, waiter)
         finally:
             file.is_looking = False
@@ -346,7 +382,7 @@ class Locks:
         waiter.gate.open()
 
     def _forget(self, file: _File, waiter: Waiter) -> None:
-        file.waiters.remove(waiter)
+        del file.waiters[waiter]
         of_owner = self._waiting[waiter.wanted.owner]
         of_owner.remove(waiter)
         if not of_owner:

@@ -25,7 +25,7 @@ HANDLERS: Final[dict[int, Handler]] = {
     Opcode.RENAME: namespace.rename,
     Opcode.RENAME2: namespace.rename,
     Opcode.LINK: namespace.link,
-    Opcode.TMPFILE: namespace.tmpfile,
+    Opcode.TMPFILE: handles.tmpfile,
     Opcode.OPEN: handles.open,
     Opcode.CREATE: handles.create,
     Opcode.RELEASE: handles.release,

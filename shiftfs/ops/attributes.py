@@ -2,6 +2,8 @@
 
 import errno
 import os
+import time
+from collections.abc import Generator
 from functools import partial
 from typing import Final
 
@@ -26,10 +28,15 @@ _MTIME_NOW: Final = int(Fattr.MTIME_NOW)
 _KILL_SUIDGID: Final = int(Fattr.KILL_SUIDGID)
 _OWNER: Final = _UID | _GID
 _TIMES: Final = _ATIME | _MTIME | _ATIME_NOW | _MTIME_NOW
+_WITHOUT_MEANING: Final = int(Fattr.FH | Fattr.LOCKOWNER | Fattr.CTIME)
 _ANYTHING: Final = _SIZE | _MODE | _OWNER | _TIMES
 
 _LARGE: Final = 8192
 """Blocks of 512 bytes from which on a truncation is left to a worker."""
+
+_PATIENCE: Final = 30.0
+_LOOK: Final = 0.002
+"""Seconds between two looks at whether workers are still writing."""
 
 _STATX_BASIC: Final = files.STATX_BASIC_STATS
 _UNCHANGED: Final = 0xFFFFFFFF
@@ -61,11 +68,32 @@ def statx(ctx: Context, header: Header, request: requests.Statx) -> Payload:
 
 def setattr(ctx: Context, header: Header, request: requests.Setattr) -> Result:
     inode = ctx.to_change(header.nodeid)
+    return _set_later(ctx, header, inode, request) if inode in ctx.at_work else _set(ctx, header, inode, request)
+
+
+def _set_later(ctx: Context, header: Header, inode: Inode, request: requests.Setattr) -> Later:
+    """Once what is being written has been: a disk may be busy, and a time told before is not to be another then."""
+    yield partial(ctx.all_written, header.nodeid)
+    until = time.monotonic() + _PATIENCE
+    while ctx.lane is None and inode in ctx.at_work and time.monotonic() < until:
+        yield partial(time.sleep, _LOOK)
+    result = _set(ctx, header, inode, request)
+    if isinstance(result, Generator):
+        result = yield from result
+    assert result is not None
+    return result
+
+
+def _set(ctx: Context, header: Header, inode: Inode, request: requests.Setattr) -> Result:
+    if inode in ctx.written and not request.valid & _ANYTHING:
+        # It comes of a write that the kernel passes on, and that nobody else tells us of; or of chown(-1, -1).
+        data.kill_set_ids(ctx, inode)
+        return _apply(ctx, inode, None)
     before = ctx.tree.attributes(inode.entry)
     change = _change(ctx, header, request, before)
     if request.valid & _SIZE:
         return _truncate(ctx, header, inode, request, before, change)
-    return _apply(ctx, inode, change)
+    return _apply(ctx, inode, change, request.valid)
 
 
 def _change(ctx: Context, header: Header, request: requests.Setattr, before: Attributes) -> Change | None:
@@ -132,11 +160,18 @@ def _truncate_later(ctx: Context, header: Header, inode: Inode, size: int, chang
     return _apply(ctx, inode, change)
 
 
-def _apply(ctx: Context, inode: Inode, change: Change | None) -> Payload:
+def _apply(ctx: Context, inode: Inode, change: Change | None, valid: int = 0) -> Payload:
     if change is not None:
         if ctx.credentials.squashes:
             change = _without_owner(ctx, inode, change)
-        ctx.tree.change(inode.entry, change)
+        try:
+            ctx.tree.change(inode.entry, change)
+        except PermissionError:
+            # The kernel tells the time of what it has written to a file whose times may not be set (chattr +a).
+            if ctx.times is None or valid & ~_WITHOUT_MEANING != _MTIME:
+                raise
+        if ctx.times is not None and change.mtime is not None:
+            ctx.times.told(inode)
     return replies.attr(ctx.valid(inode), ctx.shown(ctx.tree.attributes(inode.entry)))
 
 

@@ -9,7 +9,7 @@ import stat
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
-from typing import Any, Final, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 
 from cachetools import LRUCache
 
@@ -24,6 +24,10 @@ from ..wire import notices, replies
 from ..wire.abi import INVALID_ID
 from ..wire.requests import Header
 
+if TYPE_CHECKING:
+    from ..backing import Backings
+    from .times import Times
+
 Payload = bytes | bytearray | memoryview
 Later = Generator[Work | Gate, Any, Payload]
 """A handler that has to wait: it yields calls for a worker, gets their results, and returns its payload."""
@@ -33,6 +37,7 @@ Result = Payload | Later | None
 FOREVER: Final = (1 << 31, 0)
 """Seconds and nanoseconds for which the kernel may trust what we will tell it of if it changes."""
 
+_NOT_AT_ALL: Final = (0, 0)
 _DIRECTORY: Final = 4
 _TYPE: Final = 0o170000
 _LISTED_NAMES: Final = 1_000_000
@@ -40,12 +45,34 @@ _LISTED_NAMES: Final = 1_000_000
 
 DONE: Final = b""
 
+NOBODYS: Final = 0
+"""The handle of the agent, who opens nothing (reflect.answers). Its RELEASE names no process."""
+
+
+class Packing(Protocol):
+    """What packs listings natively (shiftfs.lane.Lane)."""
+
+    def pack(
+        self, directory: Inode, rows: list[Any], start: int, room: int, other: Callable[[Any], bytes | None]
+    ) -> Payload: ...
+
 
 class Live(Protocol):
     """What follows the changes made behind the mount (reflect.live)."""
 
+    @property
+    def viewed(self) -> dict[Any, Any]:
+        """The names, if any, of which somebody is shown something else, or is to be told anew."""
+
+    @property
+    def readers(self) -> list[Any]:
+        """What reads of changes (sys.fanotify.Reader), as far as that is not left to `shiftfs.reflect`."""
+
     def added(self, inode: Inode, attributes: Attributes) -> Attributes:
         """The kernel is told of an inode: watch it, where that takes a watch of its own. What it is from then on."""
+
+    def watch(self, inode: Inode) -> bool:
+        """The same. True if it may have changed before that."""
 
     def told(self, parent: Inode, name: bytes, inode: Inode) -> None:
         """The kernel is told what a name in a watched directory leads to."""
@@ -59,6 +86,9 @@ class Live(Protocol):
     def catch_up(self, inode: Inode) -> Steps | None:
         """What has to be waited for until all that has been done to a file, and to names beside it, so far is known on
         the mount; None for nothing."""
+
+    def is_told(self) -> bool:
+        """Is all known on the mount that has been heard of?"""
 
     def closing(self, inode: Inode) -> Gate | None:
         """What whoever is to execute a file has to wait at first, if anything."""
@@ -85,6 +115,7 @@ class Context:
         timeout: float,
         *,
         serves_open: bool,
+        serves_opendir: bool,
         scratch: memoryview,
         aside: Callable[[Work], None],
         notify: Callable[[bytes], None],
@@ -111,9 +142,11 @@ class Context:
         self.shows_acls = tree.view.acls and tree.view.xattrs
         self._trust(timeout)
         self.live: Live | None = None
+        self.lane: Packing | None = None
         self.locks: Locks | None = None
         """Where they go to the layers; else they stay with the kernel."""
         self.serves_open = serves_open
+        self.serves_opendir = serves_opendir
         self.kernel_strips_set_gid = False  # until INIT tells
         self.credentials = Credentials(uids, gids, acts_for_itself=tree.layered)
         if tree.override is not None:
@@ -125,15 +158,27 @@ class Context:
         self.handles: dict[int, Any] = {}
         self.slow_until: dict[int, float] = {}
         """Devices whose writes wait at the moment, and until when (time.monotonic()) that is taken for granted."""
-        self.last_handle = 0
+        self.last_handle = NOBODYS
         self.at_work: Counter[Inode] = Counter()
         """Files whose content workers are changing."""
+        self.backings: Backings | None = None
+        """What opens are passed on to by the kernel, if anything is."""
+        self.all_written: Callable[[int], None] = lambda nodeid: None
+        """Waits until nothing is being written natively to an inode any more. On a worker."""
+        self.times: Times | None = None
+        """Where the kernel collects writes (FUSE_WRITEBACK_CACHE): sizes and times of files are its own then."""
+        self.written = self.inodes.written
+        self.disregard: Callable[[int, int, int], bool] = lambda fd, mount, device: True
+        """Nothing is to be heard of what is done through the mount of a descriptor, by its id and its device; False
+        where that cannot be. Where nothing is heard at all, there is nothing to be done for it."""
         self.executed: Counter[Inode] = Counter()
         """Open files that are being executed."""
         self.kept: dict[Any, None] = {}
         """The open files that hold a descriptor of their inode's, the one that was opened first in front."""
         self.open_files = alone(max(tree.descriptors()["bound"] // 2, 8))
         """How many hold a descriptor at all: callers may open more files than we may have descriptors."""
+        self.just_found: dict[tuple[Inode, bytes], Inode | None] = {}
+        """What `known_at` has found for the present request, in which nothing has been done since (ops.copyup)."""
         self.reports: dict[str, tuple[object, bytes]] = {}
         self.owner = os.geteuid()
         self.also_up: Callable[[Inode], None] = lambda inode: None
@@ -212,6 +257,22 @@ class Context:
         names = FOREVER if watch.steady else self.timeout
         return replies.entry(inode.nodeid, 0, names, self.valid(inode), self.shown(attributes))
 
+    def adopt_directory(self, parent: Inode, name: bytes, key: RealKey, above: Any) -> bytes | None:
+        """The same for a directory that nothing is special about, in one that is followed, and not known so far: it has
+        been found natively in `above`, a part of that. None if its attributes are still as they were found then, and
+        are to be trusted for ever."""
+        entry = above.entry_of(parent.entry, name, key)
+        self.tree.note_directory(entry)
+        inode = self.inodes.add(key, entry)
+        live = self.live
+        may_have_changed = live is None or live.watch(inode)
+        self.inodes.tell(parent, name, inode)
+        inode.nlookup += 1
+        valid = self.valid(inode)
+        if valid == FOREVER and not may_have_changed:
+            return None
+        return replies.entry(inode.nodeid, 0, FOREVER, valid, self.shown(self.tree.attributes(entry)))
+
     def check_listing(self, inode: Inode) -> None:
         """Where nobody tells us of changes: the kernel keeps a directory's listing as long as its times stay, and those
         of a merged one are its topmost part's."""
@@ -224,7 +285,10 @@ class Context:
             self.live.added(inode, attributes)
 
     def valid(self, inode: Inode) -> tuple[int, int]:
-        """For how long the kernel may trust the attributes of an inode: for ever, if we hear of changes."""
+        """For how long the kernel may trust the attributes of an inode: for ever, if we hear of changes. Who writes
+        through a mapping of the layer's own file, tells nobody."""
+        if self.written and inode in self.written:
+            return _NOT_AT_ALL
         watch = inode.watch
         if watch is None and inode.parent is not None:
             watch = inode.parent.watch
@@ -259,6 +323,9 @@ class Context:
 
     def known_at(self, parent: Inode, name: bytes) -> Inode | None:
         """The inode at a name, if there is one and the kernel knows it."""
+        place = (parent, name)
+        if place in self.just_found:
+            return self.just_found[place]
         try:
             return self.inodes.known(self.tree.lookup(parent.entry, name)[0])
         except FileNotFoundError:

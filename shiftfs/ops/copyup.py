@@ -35,9 +35,12 @@ def first(needs: Needs, handler: Callable[[Context, Header, Any], Result]) -> Ca
     """The handler, once all that it needs is up."""
 
     def served(ctx: Context, header: Header, request: Any) -> Result:
-        missing = [need for need in needs(ctx, header, request) if not _is_up(ctx, need)]
-        if not missing:
-            return handler(ctx, header, request)
+        try:
+            missing = [need for need in needs(ctx, header, request) if not _is_up(ctx, need)]
+            if not missing:
+                return handler(ctx, header, request)
+        finally:
+            ctx.just_found.clear()
         return _later(ctx, header, request, handler, needs, missing)
 
     return served
@@ -54,9 +57,12 @@ def _later(
     for inode, size, metadata_only, name_only in missing:
         yield from ctx.tree.copy_up(inode.entry, size, metadata_only, ctx.stopped(header.unique), name_only)
         ctx.is_up_now(inode)
-    if not all(_is_up(ctx, need) for need in needs(ctx, header, request)):
-        raise stale()  # what was up has gone, or another is there, behind the mount: the kernel looks anew
-    result = handler(ctx, header, request)
+    try:
+        if not all(_is_up(ctx, need) for need in needs(ctx, header, request)):
+            raise stale()  # what was up has gone, or another is there, behind the mount: the kernel looks anew
+        result = handler(ctx, header, request)
+    finally:
+        ctx.just_found.clear()
     if isinstance(result, Generator):
         result = yield from result
     assert result is not None
@@ -101,7 +107,7 @@ def _removed(ctx: Context, header: Header, request: Any) -> Iterator[Need]:
 
 def _counted(ctx: Context, parent: Inode, name: bytes) -> Iterator[Need]:
     """A name of an inode goes. If it has others, how many are left has to be written down with the inode."""
-    inode = ctx.known_at(parent, name)
+    inode = _found(ctx, parent, name)
     if inode is None:
         return
     ctx.tree.may_remove(inode.entry)
@@ -109,18 +115,24 @@ def _counted(ctx: Context, parent: Inode, name: bytes) -> Iterator[Need]:
         yield Need(inode, name_only=True)
 
 
+def _found(ctx: Context, parent: Inode, name: bytes) -> Inode | None:
+    """What is at a name, which the handler need not look up again."""
+    found = ctx.just_found[parent, name] = ctx.known_at(parent, name)
+    return found
+
+
 def _moved(ctx: Context, header: Header, request: Any) -> Iterator[Need]:
     parent, target = ctx.inodes.get(header.nodeid), ctx.inodes.get(request.newdir)
     yield Need(parent)
     yield Need(target)
-    moved = ctx.known_at(parent, request.oldname)
+    moved = _found(ctx, parent, request.oldname)
     if moved is not None:
         ctx.tree.may_rename(moved.entry)
         yield Need(moved, name_only=True)
     if not request.flags & files.RENAME_EXCHANGE:
         yield from _counted(ctx, target, request.newname)
         return
-    replaced = ctx.known_at(target, request.newname)
+    replaced = _found(ctx, target, request.newname)
     if replaced is not None:
         ctx.tree.may_rename(replaced.entry)
         yield Need(replaced, name_only=True)

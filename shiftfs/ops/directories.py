@@ -11,8 +11,9 @@ import os
 from bisect import bisect_right
 from collections.abc import Callable
 from functools import partial
-from typing import Final
+from typing import Any, Final
 
+from .. import native
 from ..inodes import Inode
 from ..tree import Descriptor, Listed
 from ..wire import dirents, requests
@@ -49,7 +50,7 @@ def _answer(ctx: Context, inode: Inode, request: requests.Read, plus: bool) -> R
     if rows is None:
         if ctx.tree.attributes(inode.entry).size >= _LARGE:
             return _list_later(ctx, inode, request, plus)
-        rows = _sorted(ctx.tree.listing(ctx.tree.held(inode.entry)))
+        rows = _rows(ctx, ctx.tree.held(inode.entry))
         ctx.listings[inode] = rows
     packed = _pack(ctx, inode, rows, request, plus)
     if not packed:
@@ -59,9 +60,16 @@ def _answer(ctx: Context, inode: Inode, request: requests.Read, plus: bool) -> R
 
 def _list_later(ctx: Context, inode: Inode, request: requests.Read, plus: bool) -> Later:
     held = ctx.tree.held(inode.entry)  # found and checked here; the worker holds it, whatever is evicted meanwhile
-    rows: list[Row] = yield lambda: _sorted(ctx.tree.listing(held))
+    rows: list[Row] = yield partial(_rows, ctx, held)
     ctx.listings[inode] = rows
     return _pack(ctx, inode, rows, request, plus)
+
+
+def _rows(ctx: Context, held: Any) -> list[Row]:
+    """What is listed, sorted. Any thread."""
+    parts = ctx.tree.plain_parts(held) if native.rows is not None else None
+    rows: list[Row] | None = native.rows(*parts) if parts is not None else None
+    return rows if rows is not None else _sorted(ctx.tree.listing(held))
 
 
 def _sorted(names: list[Listed]) -> list[Row]:
@@ -77,14 +85,18 @@ def _pack(ctx: Context, inode: Inode, rows: list[Row], request: requests.Read, p
     room = min(request.size, len(ctx.scratch))
     size_of = dirents.direntplus_size if plus else dirents.dirent_size
     pack: Pack = partial(_with_attributes if plus else _numbered, ctx, inode)
-    parts: list[bytes] = []
+    parts: list[Payload] = []
     for row in _dots(ctx, inode, request.offset):
         packed = _dot(row) if plus else _bare(row)
         if len(packed) > room:
             return b"".join(parts)
         room -= len(packed)
         parts.append(packed)
-    for index in range(bisect_right(rows, request.offset, key=_cookie), len(rows)):
+    start = bisect_right(rows, request.offset, key=_cookie)
+    if plus and ctx.lane is not None:
+        parts.append(ctx.lane.pack(inode, rows, start, room, pack))
+        return b"".join(parts)
+    for index in range(start, len(rows)):
         row = rows[index]
         size = size_of(len(row[1]))
         if size > room:

@@ -20,7 +20,8 @@ from ..tree import Change, Descriptor, Gate, Work
 from ..wire import notices, replies, requests
 from ..wire.abi import FsyncFlag, WriteFlag
 from ..wire.requests import Header
-from .context import DONE, Context, Later, Payload, Result, without_set_ids
+from . import collected
+from .context import DONE, Context, Later, Payload, Result, not_supported, without_set_ids
 
 _SMALL_WRITE: Final = 64 * 1024
 """Writes up to here, in bytes, are done on the loop: they go to the layer's page cache as fast as to a worker."""
@@ -153,6 +154,8 @@ def write(ctx: Context, header: Header, request: requests.Write) -> Result:
     own = own_descriptor(ctx, request.fh)
     inode = regular(ctx, header.nodeid)
     flags = _write_flags(request)
+    if ctx.times is not None and request.write_flags & _CACHE:
+        ctx.times.writing(inode, time.monotonic())
     if own is None and _is_quick(ctx, inode, request, flags):
         try:
             descriptor = shared(ctx, inode, request.fh, True)
@@ -168,7 +171,7 @@ def _write_at_once(
 ) -> int:  # fmt: skip
     """Write on the loop; where that has taken long, the device's next writes are left to workers for a while."""
     began = time.monotonic()
-    count = _write_fully(descriptor, request.data, request.offset, flags)
+    count = _write_fully(descriptor, request, flags)
     if time.monotonic() - began > _SLOW_WRITE:
         ctx.slow_until[inode.key[0]] = began + _SLOW_DEVICE
     return count
@@ -203,11 +206,11 @@ def _write_later(
 ) -> Later:
     buffer = ctx.detach()  # the data stays where it was received, until it is written
     try:
-        descriptor = own or (yield from _opened_to_write(ctx, header, inode, request.fh, flags))
+        descriptor = own or (yield from _opened_to_write(ctx, header, inode, request, flags))
         if own is None and _is_quick(ctx, inode, request, flags):  # the file had to come up first, no more
             return _written(ctx, inode, request, _write_at_once(ctx, inode, request, descriptor, flags))
         with ctx.working_on(inode):
-            count: int = yield partial(_write_fully, descriptor, request.data, request.offset, flags)
+            count: int = yield partial(_write_fully, descriptor, request, flags)
         return _written(ctx, inode, request, count)
     finally:
         request.data.release()
@@ -215,30 +218,37 @@ def _write_later(
 
 
 def _opened_to_write(
-    ctx: Context, header: Header, inode: Inode, fh: int, flags: int
+    ctx: Context, header: Header, inode: Inode, request: requests.Write, flags: int
 ) -> Generator[Work | Gate, Any, Descriptor]:
     try:
-        return (yield from opened(ctx, header, inode, writable=True, fh=fh))
+        return (yield from opened(ctx, header, inode, writable=True, fh=request.fh))
     except PermissionError:
-        if not flags & os.RWF_APPEND:
+        may_append = flags & os.RWF_APPEND or request.write_flags & _CACHE
+        if not may_append or not ctx.tree.is_up(inode.entry):
             raise
     return (yield from opened_to_append(ctx, inode))
 
 
 def opened_to_append(ctx: Context, inode: Inode) -> Generator[Work | Gate, Any, Descriptor]:
-    """A descriptor of its own for an append-only file (chattr +a), which cannot be opened for more."""
+    """A descriptor of its own for an append-only file (chattr +a), which cannot be opened for more. Of one that is up:
+    in a lower it is not to be written to."""
     found: Descriptor = yield partial(ctx.tree.open_waiting, ctx.tree.content(inode.entry), os.O_WRONLY | os.O_APPEND)
     return found
 
 
-def _write_fully(descriptor: Descriptor, content: memoryview, offset: int, flags: int) -> int:
-    """Write all; a count that is short only where an error came after part of it."""
-    fd = descriptor.fd
+def _write_fully(descriptor: Descriptor, request: requests.Write, flags: int) -> int:
+    """Write all; a count that is short only where an error came after part of it. What the kernel has collected is
+    written, or the error: it takes any count for all of it (fs/fuse/file.c, fuse_writepage_end)."""
+    fd, content, offset = descriptor.fd, request.data, request.offset
+    if request.write_flags & _CACHE and collected.appends_alone(descriptor):
+        return collected.append(descriptor, request)
     done = os.pwritev(fd, (content,), offset, flags)
     while done < len(content):
         try:
             more = os.pwritev(fd, (content[done:],), offset + done, flags)
         except OSError:
+            if request.write_flags & _CACHE:
+                raise
             break
         if more == 0:
             break
@@ -254,9 +264,13 @@ def _written(ctx: Context, inode: Inode, request: requests.Write, count: int) ->
     if request.flags & os.O_APPEND and not request.write_flags & _CACHE:
         end = ctx.tree.attributes(inode.entry).size
         if end != request.offset + count:
-            # It landed behind what somebody else had written: the kernel's pages and size are wrong.
-            ctx.notify(notices.inval_inode(inode.nodeid, 0, 0))
+            appended_elsewhere(ctx, inode)
     return replies.write(count)
+
+
+def appended_elsewhere(ctx: Context, inode: Inode) -> None:
+    """It landed behind what somebody else had written: the kernel's pages and size are wrong."""
+    ctx.notify(notices.inval_inode(inode.nodeid, 0, 0))
 
 
 def kill_set_ids(ctx: Context, inode: Inode) -> None:
@@ -276,6 +290,8 @@ def drop_capability(ctx: Context, inode: Inode) -> None:
 
 def fsync(ctx: Context, header: Header, request: requests.Fsync) -> Later:
     inode = regular(ctx, header.nodeid)
+    if ctx.times is not None:
+        ctx.times.settle(inode)
     return sync_descriptor(ctx, header, own_descriptor(ctx, request.fh), inode, request)
 
 
@@ -308,7 +324,10 @@ def _fallocate(descriptor: Descriptor, request: requests.Fallocate) -> None:
 
 
 def lseek(ctx: Context, header: Header, request: requests.Lseek) -> Later:
-    """SEEK_DATA and SEEK_HOLE only; the kernel answers the others itself."""
+    """SEEK_DATA and SEEK_HOLE only; the kernel answers the others itself. Where it has written what the layer has not,
+    only it knows what is a hole: it then takes all for data."""
+    if ctx.times is not None:
+        raise not_supported()
     descriptor = yield from opened(ctx, header, regular(ctx, header.nodeid), writable=False)
     position: int = yield partial(_seek, descriptor, request)
     return replies.lseek(position)

@@ -5,28 +5,33 @@ file's content is made when it is opened (procfs, cgroupfs); all others share th
 them, and are opened with the rights of the caller and not with ours. Loop thread.
 """
 
+import contextlib
 import errno
 import os
 import select
 import stat
 from collections.abc import Callable, Generator
 from functools import partial
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from ..inodes import Inode
 from ..tree import Descriptor, Gate, Work
 from ..wire import notices, replies, requests
 from ..wire.abi import FOpen, OpenInFlag, PollFlag
 from ..wire.requests import Header
-from . import files
-from .context import DONE, Context, Later, Payload, Result, not_supported, stale
-from .namespace import creation_mode
+from . import collected, files
+from .context import DONE, NOBODYS, Context, Later, Payload, Result, not_supported, stale
+from .namespace import creation_mode, unnamed
+
+if TYPE_CHECKING:
+    from ..backing import Backing
 
 _KILL_SUIDGID: Final = int(OpenInFlag.KILL_SUIDGID)
 _DIRECT: Final = int(FOpen.DIRECT_IO)
 _KEEP_CACHE: Final = int(FOpen.KEEP_CACHE)
 _CACHE_DIR: Final = int(FOpen.CACHE_DIR)
 _NO_FLUSH: Final = int(FOpen.NOFLUSH)
+_PASS_THROUGH: Final = int(FOpen.PASSTHROUGH)
 _EXEC: Final = 0x20
 """The kernel's own __FMODE_EXEC, which comes with an open for execve(2) (include/linux/fs.h)."""
 _SCHEDULE: Final = int(PollFlag.SCHEDULE_NOTIFY)
@@ -38,9 +43,12 @@ _OWN_FLAGS: Final = os.O_ACCMODE | os.O_APPEND | os.O_NONBLOCK
 class OpenFile:
     """What a file handle stands for. `descriptor` is its own one, if any, and `opener` who reads it, if not ourselves;
     `kept` keeps the inode's alive, so that a file deleted behind the mount stays readable, as long as there are not too
-    many of them. `executed` is the inode, if it is being executed."""
+    many of them. `executed` is the inode, if it is being executed; `shared`, if it was opened where opens may be passed
+    on, and `backing` what it is passed on to."""
 
-    __slots__ = ("changed", "descriptor", "executed", "kept", "opener", "stop_watching", "writable")
+    __slots__ = (
+        "backing", "changed", "descriptor", "executed", "kept", "opener", "shared", "stop_watching", "writable",
+    )  # fmt: skip
 
     def __init__(
         self, descriptor: Descriptor | None, kept: Descriptor | None, writable: bool,
@@ -53,6 +61,8 @@ class OpenFile:
         self.changed = False
         self.stop_watching: Callable[[], None] | None = None
         self.executed: Inode | None = None
+        self.shared: Inode | None = None
+        self.backing: Backing | None = None
 
 
 def open(ctx: Context, header: Header, request: requests.Open) -> Result:
@@ -63,6 +73,7 @@ def open(ctx: Context, header: Header, request: requests.Open) -> Result:
 
 def _open_later(ctx: Context, header: Header, inode: Inode, request: requests.Open) -> Later:
     fh, answer = yield from _opened(ctx, header, inode, request.flags)
+    opened: OpenFile = ctx.handles[fh]
     try:
         if request.flags & _EXEC:
             yield from _executed(ctx, inode, fh)
@@ -71,7 +82,11 @@ def _open_later(ctx: Context, header: Header, inode: Inode, request: requests.Op
     except BaseException:  # its caller has been killed, too: nobody will release it
         _let_go(ctx, ctx.handles.pop(fh))
         raise
-    return replies.open(fh, answer)
+    return _reply(fh, answer, opened.backing)
+
+
+def _reply(fh: int, answer: int, backing: "Backing | None") -> bytes:
+    return replies.open(fh, answer, backing.number if backing is not None else 0)
 
 
 def _executed(ctx: Context, inode: Inode, fh: int) -> Generator[Gate, Any, None]:
@@ -110,10 +125,30 @@ def _opened(ctx: Context, header: Header, inode: Inode, flags: int) -> Generator
         size = 0 if flags & os.O_TRUNC else None
         kept = yield from files.opened(ctx, header, inode, writable, size=size)
     except PermissionError:
-        if not (writable and flags & os.O_APPEND):
+        if not (writable and flags & os.O_APPEND and ctx.tree.is_up(inode.entry)):
             raise
         kept = yield from files.opened_to_append(ctx, inode)
-    return _handle(ctx, OpenFile(None, kept, writable)), _answer(ctx, inode, flags, writable)
+    opened = OpenFile(None, kept, writable)
+    fh = _handle(ctx, opened)
+    try:
+        _share(ctx, inode, opened, flags)
+    except OSError:
+        _let_go(ctx, ctx.handles.pop(fh))
+        raise
+    return fh, _answer(ctx, inode, flags, opened)
+
+
+def _share(ctx: Context, inode: Inode, opened: OpenFile, flags: int) -> None:
+    """It is one of the opens of an inode that are all passed on, or none of them."""
+    if ctx.backings is None:
+        return
+    try:
+        opened.backing = ctx.backings.open(inode, flags, opened.writable)
+    except OSError as error:
+        if error.errno == errno.ESTALE:  # another file by now, behind the mount: it is to be another inode
+            ctx.inodes.bury(inode)
+        raise
+    opened.shared = inode
 
 
 def _is_trusted(ctx: Context, header: Header) -> bool:
@@ -150,21 +185,40 @@ def _open_passed_on(ctx: Context, header: Header, path: Descriptor, flags: int) 
         return None
 
 
-def _answer(ctx: Context, inode: Inode, flags: int, writable: bool) -> int:
+def _answer(ctx: Context, inode: Inode, flags: int, opened: OpenFile) -> int:
     """FOPEN_ flags. FLUSH is for locks, and for what close(2) may report of writes to another machine."""
-    answer = _cached(flags) if writable else _KEEP_CACHE
-    is_flushed = ctx.locks is not None or (writable and ctx.tree.may_block(inode.entry))
+    if opened.backing is not None:
+        answer = _PASS_THROUGH
+    else:
+        answer = _cached(ctx, opened, flags) if opened.writable else _KEEP_CACHE
+        if ctx.backings is not None and not ctx.backings.may_keep_pages(inode):
+            answer &= ~_KEEP_CACHE
+    is_flushed = ctx.locks is not None or (opened.writable and ctx.tree.may_block(inode.entry))
     return answer if is_flushed else answer | _NO_FLUSH
 
 
-def _cached(flags: int) -> int:
+def _cached(ctx: Context, opened: OpenFile, flags: int) -> int:
     """Through the page cache a write that crosses a page may come as two requests, and an appender on the layer may get
-    between them. Who opens to append alone neither reads nor maps, and loses nothing by going past the cache."""
-    return _DIRECT if flags & (os.O_ACCMODE | os.O_APPEND) == os.O_WRONLY | os.O_APPEND else _KEEP_CACHE
+    between them. Who opens to append alone neither reads nor maps, and loses nothing by going past the cache. Where
+    writes are collected there is no other appender; but whole pages, of what is there already, can only be written to
+    what can be opened for more than appending (chattr +a)."""
+    if flags & (os.O_ACCMODE | os.O_APPEND) != os.O_WRONLY | os.O_APPEND:
+        return _KEEP_CACHE
+    if ctx.times is not None and (opened.kept is None or not collected.appends_alone(opened.kept)):
+        return _KEEP_CACHE
+    return _DIRECT
 
 
 def _handle(ctx: Context, opened: OpenFile) -> int:
     """ENFILE where it needs a descriptor to itself, and all that there may be are such."""
+    if opened.kept is not None or opened.descriptor is not None:
+        _take_descriptor(ctx, opened)
+    ctx.last_handle += 1
+    ctx.handles[ctx.last_handle] = opened
+    return ctx.last_handle
+
+
+def _take_descriptor(ctx: Context, opened: OpenFile) -> None:
     while ctx.kept and not ctx.open_files.has_room:
         oldest = next(iter(ctx.kept))
         del ctx.kept[oldest]
@@ -178,9 +232,6 @@ def _handle(ctx: Context, opened: OpenFile) -> int:
         raise OSError(errno.ENFILE, os.strerror(errno.ENFILE))
     else:
         opened.kept = None
-    ctx.last_handle += 1
-    ctx.handles[ctx.last_handle] = opened
-    return ctx.last_handle
 
 
 def create(ctx: Context, header: Header, request: requests.Create) -> Result:
@@ -194,8 +245,22 @@ def create(ctx: Context, header: Header, request: requests.Create) -> Result:
     entry = ctx.adopt(parent, request.name, key, attributes, place)
     inode = ctx.inodes.adopted(key)
     ctx.tree.keep_data(inode.entry, created)
-    fh = _handle(ctx, OpenFile(None, created, writable=True))
-    return replies.create(entry, replies.open(fh, _answer(ctx, inode, request.flags, writable=True)))
+    return replies.create(entry, _open_new(ctx, inode, created, request.flags))
+
+
+def _open_new(ctx: Context, inode: Inode, made: Descriptor | None, flags: int) -> bytes:
+    opened = OpenFile(None, made, writable=True)
+    fh = _handle(ctx, opened)
+    _share(ctx, inode, opened, flags)
+    return _reply(fh, _answer(ctx, inode, flags, opened), opened.backing)
+
+
+def tmpfile(ctx: Context, header: Header, request: requests.Create) -> Payload:
+    inode, entry = unnamed(ctx, header, request)
+    if not ctx.serves_open:
+        return replies.create(entry, replies.open(NOBODYS, 0))  # which is not released
+    # The inode itself keeps its descriptor, opened or not.
+    return replies.create(entry, _open_new(ctx, inode, None, request.flags))
 
 
 def _new_file(ctx: Context, parent: Inode, name: bytes, mode: int) -> Descriptor:
@@ -211,6 +276,9 @@ def release(ctx: Context, header: Header, request: requests.Release) -> Payload:
     opened: OpenFile | None = ctx.handles.pop(request.fh, None)
     if opened is not None:
         _let_go(ctx, opened)
+    elif request.fh == NOBODYS and ctx.backings is not None:
+        with contextlib.suppress(OSError):  # what was made up for the agent
+            ctx.backings.close_for_agent(ctx.inodes.get(header.nodeid))
     if ctx.locks is not None:
         ctx.locks.released(ctx.inodes.get(header.nodeid), request.fh)
     return DONE
@@ -221,6 +289,8 @@ def _let_go(ctx: Context, opened: OpenFile) -> None:
         del ctx.kept[opened]
     if opened.kept is not None or opened.descriptor is not None:
         ctx.open_files.give_back()
+    if opened.shared is not None and ctx.backings is not None:
+        ctx.backings.close(opened.shared, opened.backing, opened.writable)
     if opened.executed is not None:
         ctx.executed[opened.executed] -= 1
         if not ctx.executed[opened.executed]:
@@ -237,6 +307,8 @@ def flush(ctx: Context, header: Header, request: requests.Flush) -> Result:
     opened: OpenFile | None = ctx.handles.get(request.fh)
     if opened is None or not opened.writable:
         return DONE
+    if ctx.times is not None:
+        ctx.times.settle(ctx.inodes.get(header.nodeid))
     descriptor = opened.descriptor or opened.kept
     if descriptor is None:
         return DONE
@@ -259,7 +331,7 @@ def _close_copy(descriptor: Descriptor) -> None:
 
 
 def opendir(ctx: Context, header: Header, request: requests.Open) -> Payload:
-    if not ctx.serves_open:
+    if not ctx.serves_opendir:
         raise not_supported()
     # Listings need no handle: see directories.py.
     anew = ctx.tree.lists_anew(ctx.inodes.get(header.nodeid).entry)

@@ -50,9 +50,9 @@ def setlk(ctx: Context, header: Header, request: Lk) -> Result:
 def setlkw(ctx: Context, header: Header, request: Lk) -> Result:
     locks = _locks(ctx)
     wanted = _wanted(ctx, header, request)
-    if wanted.kind == NONE:
-        return setlk(ctx, header, request)
     try:
+        if locks.take(wanted):
+            return _caught_up(ctx, wanted)
         waiter = locks.wait(wanted)
     except OSError as error:
         raise _as_lock_error(error) from None
@@ -69,7 +69,8 @@ def _caught_up(ctx: Context, wanted: Wanted) -> Result:
 
 
 def _missing(ctx: Context, inode: Inode) -> Steps | None:
-    if ctx.live is not None and ctx.valid(inode) == FOREVER:
+    # What is passed on is read from the layer's own pages, and of its attributes nothing is trusted.
+    if ctx.live is not None and (inode in ctx.written or ctx.valid(inode) == FOREVER):
         return ctx.live.catch_up(inode)
     return _forgotten(ctx, inode)
 

@@ -1,12 +1,13 @@
 """Handlers of names: lookup and forget, creation, removal, rename, links. Loop thread; none of them waits."""
 
 import contextlib
+import errno
 import stat
 from typing import Final
 
 from ..inodes import Inode
 from ..sys import files
-from ..tree import Descriptor
+from ..tree import Descriptor, Names
 from ..wire import replies, requests
 from ..wire.requests import Header
 from .context import DONE, Context, Payload, stale
@@ -38,15 +39,16 @@ def _inner_root(ctx: Context) -> Payload:
 
 
 def forget(ctx: Context, header: Header, request: requests.Forget) -> None:
-    _drop(ctx, header.nodeid, request.nlookup)
+    drop(ctx, header.nodeid, request.nlookup)
 
 
 def batch_forget(ctx: Context, header: Header, request: requests.BatchForget) -> None:
     for nodeid, count in request.items:
-        _drop(ctx, nodeid, count)
+        drop(ctx, nodeid, count)
 
 
-def _drop(ctx: Context, nodeid: int, count: int) -> None:
+def drop(ctx: Context, nodeid: int, count: int) -> None:
+    """The kernel has that many references less."""
     for inode in ctx.inodes.forget(nodeid, count):
         ctx.listings.pop(inode, None)
         if inode.watch is not None and ctx.live is not None:
@@ -56,6 +58,12 @@ def _drop(ctx: Context, nodeid: int, count: int) -> None:
 
 def let_go(ctx: Context, inode: Inode) -> None:
     """Close what is held for an inode that is known no more."""
+    if inode.has_no_entry_yet:
+        return
+    if ctx.backings is not None:
+        ctx.backings.forgotten(inode)
+    if ctx.times is not None:
+        ctx.times.settle(inode)
     held = _large(ctx, inode) if inode.unlinked else []
     ctx.tree.release(inode.entry)
     if held:
@@ -100,7 +108,8 @@ def symlink(ctx: Context, header: Header, request: requests.Symlink) -> Payload:
     return ctx.adopt(parent, request.name, *ctx.made(parent, request.name, stat.S_IFLNK))
 
 
-def tmpfile(ctx: Context, header: Header, request: requests.Create) -> Payload:
+def unnamed(ctx: Context, header: Header, request: requests.Create) -> tuple[Inode, bytes]:
+    """A new file without a name (O_TMPFILE), and its entry reply."""
     parent = ctx.to_change(header.nodeid)
     mode = creation_mode(ctx, header, parent, request.mode)
     with ctx.credentials.acting_as(header.uid, header.gid, request.umask):
@@ -108,9 +117,7 @@ def tmpfile(ctx: Context, header: Header, request: requests.Create) -> Payload:
     inode = ctx.inodes.add(key, entry)
     inode.nlookup += 1
     ctx.inodes.bury(inode)
-    found = replies.entry(inode.nodeid, 0, ctx.timeout, ctx.timeout, ctx.shown(attributes))
-    # No handle: the inode itself keeps the descriptor until it is forgotten, opened or not.
-    return replies.create(found, replies.open(0, 0))
+    return inode, replies.entry(inode.nodeid, 0, ctx.timeout, ctx.timeout, ctx.shown(attributes))
 
 
 def creation_mode(ctx: Context, header: Header, parent: Inode, mode: int) -> int:
@@ -158,6 +165,42 @@ def _gone(ctx: Context, inode: Inode | None) -> None:
     """The last name of an inode has been removed; a reused number is another inode from now on."""
     if inode is not None:
         ctx.inodes.bury(inode)
+
+
+# What is left to be done where a lane has seen to all else (shiftfs/native/names.c). An errno where that fails.
+
+
+def made_natively(ctx: Context, parent: Inode, name: bytes) -> Payload | int:
+    """Adopt the regular file that has just been made."""
+    try:
+        return ctx.adopt(parent, name, *ctx.made(parent, name, stat.S_IFREG))
+    except OSError as error:
+        return error.errno or errno.EIO
+
+
+def unlink_alone(ctx: Context, names: Names, parent: Inode, name: bytes, inode: Inode) -> int | None:
+    try:
+        gone = names.unlink(parent.entry, name, inode.entry)
+    except OSError as error:
+        return error.errno or errno.EIO
+    ctx.inodes.untell(parent, name)
+    if gone:
+        ctx.inodes.bury(inode)
+    return None
+
+
+def replace_alone(
+    ctx: Context, names: Names, parent: Inode, name: bytes, target: Inode, new_name: bytes, moved: Inode,
+    replaced: Inode,
+) -> int | None:  # fmt: skip
+    try:
+        gone = names.replace(parent.entry, name, target.entry, new_name, moved.entry, replaced.entry)
+    except OSError as error:
+        return error.errno or errno.EIO
+    ctx.inodes.renamed(parent, name, target, new_name)
+    if gone:
+        ctx.inodes.bury(replaced)
+    return None
 
 
 def rename(ctx: Context, header: Header, request: requests.Rename) -> Payload:

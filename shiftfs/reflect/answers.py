@@ -12,14 +12,16 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from ..inodes import Inode, Place
-from ..ops.context import DONE, Context, Payload, not_supported, stale
+from ..ops.context import DONE, NOBODYS, Context, Payload, not_supported, stale
 from ..tree import Attributes
 from ..wire import replies
-from ..wire.abi import Opcode
+from ..wire.abi import FOpen, Opcode
 from ..wire.requests import Header
 from .action import Action, Subject, Verb
 
 _NOW: Final = (0, 0)
+_DIRECT: Final = int(FOpen.DIRECT_IO | FOpen.NOFLUSH)
+_PASS: Final = int(FOpen.PASSTHROUGH | FOpen.NOFLUSH)
 _LOOKUP: Final = int(Opcode.LOOKUP)
 _GETATTR: Final = int(Opcode.GETATTR)
 _CREATING: Final = frozenset(map(int, (Opcode.MKNOD, Opcode.MKDIR, Opcode.SYMLINK, Opcode.LINK)))
@@ -69,7 +71,7 @@ class Answers:
         if opcode in _OPENING:
             if not self._ctx.serves_open:
                 raise not_supported()
-            return replies.open(0, 0) if opcode == Opcode.OPEN else DONE
+            return self._opened(action, header) if opcode == Opcode.OPEN else DONE
         if opcode in _CHANGING:
             raise OSError(errno.EPERM, "not an operation of the agent's")
         subject = _made_up(action, header.nodeid)
@@ -78,6 +80,15 @@ class Answers:
         if opcode == _GETATTR:
             return replies.attr(_NOW, self._shown_made_up(subject))
         raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
+
+    def _opened(self, action: Action, header: Header) -> Payload:
+        """As the file is open otherwise: to be passed on, or else past the page cache, which goes with either."""
+        backings = self._ctx.backings
+        if backings is None:
+            return replies.open(NOBODYS, 0)
+        is_made_up = _made_up(action, header.nodeid) is not None
+        backing = None if is_made_up else backings.open_for_agent(self._ctx.inodes.get(header.nodeid))
+        return replies.open(NOBODYS, _DIRECT) if backing is None else replies.open(NOBODYS, _PASS, backing.number)
 
     def _check_source(self, action: Action, opcode: int, request: Any) -> None:
         """Is it the right inode that gets one more name?"""

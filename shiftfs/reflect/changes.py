@@ -5,7 +5,7 @@ what lies outside of the tree is shown to the agent. Loop thread.
 """
 
 import contextlib
-import secrets
+import os
 import stat
 from typing import Final
 
@@ -35,7 +35,7 @@ class Changes:
         self._inodes = ctx.inodes
         self._perform = performing.add
         self._outside = Inode(ctx.inodes.new_nodeid(), (0, 0, 0, 4), None)
-        self._outside.name = _OUTSIDE + secrets.token_hex(8).encode()
+        self._outside.name = _OUTSIDE + os.urandom(8).hex().encode()
         self._announced: TTLCache[tuple[int, bytes], RealKey] = TTLCache(_ANNOUNCED, _ANNOUNCED_SECONDS)
         self._last_outside = 0
 

@@ -89,6 +89,8 @@ class Hub:
 class Branch:
     """What one mount hears of a source (sources.Source)."""
 
+    reader = None
+
     def __init__(self, hub: Hub, source: Source) -> None:
         self._hub = hub
         self._source = source
@@ -111,6 +113,9 @@ class Branch:
 
     def identify(self, device: int, fd: int, name: bytes) -> Token | None:
         return self._source.identify(device, fd, name)
+
+    def disregard(self, fd: int) -> bool:
+        return self._source.disregard(fd)
 
     def put(self, happening: Happening) -> None:
         if not self._queue:

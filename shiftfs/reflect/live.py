@@ -55,7 +55,8 @@ class Live:
         self._tree = ctx.tree
         self._watchers = watchers
         self._performing = performing
-        self.told, self.closing = performing.told, performing.closing
+        self.told, self.closing, self.viewed = performing.told, performing.closing, performing.viewed
+        self.readers = watchers.readers
         self._changes = Changes(ctx, performing)
         self._journal = journal
         self._log = log
@@ -65,12 +66,15 @@ class Live:
         self._look_again = Revalidation(ctx, self._changes, self.seen_again, run, self._tell_of_loss)
         self._whiteouts: LRUCache[Token, None] = LRUCache(_WHITEOUTS)
         self._exchanged: tuple[Inode, bytes, Inode, bytes] | None = None
-        self.added(ctx.inodes.root, ctx.tree.attributes(ctx.inodes.root.entry))
+        self._watching.begin()
 
     # What is watched.
 
     def added(self, inode: Inode, attributes: Attributes) -> Attributes:
         return self._watching.added(inode, attributes)
+
+    def watch(self, inode: Inode) -> bool:
+        return self._watching.watch(inode)
 
     def forgotten(self, inode: Inode) -> None:
         self._watching.forgotten(inode)
@@ -103,7 +107,8 @@ class Live:
             except Exception as error:  # of a layer, as a rule, that is being changed faster than we look
                 self._log(f"a change of a layer was not understood: {error!r}")
                 self._look_again.lost()
-        self._look_again.heard()
+        if not self._watchers.has_news():
+            self._look_again.heard()
 
     def catch_up(self, inode: Inode) -> Steps | None:
         """As ops.context.Live: who changes something has put the news of it into our queue before his call returned."""
@@ -112,7 +117,7 @@ class Live:
             reads += 1
             for fd in self._watchers.descriptors:
                 self.ready(fd)
-        if not reads and self._performing.is_idle and not self._ctx.is_telling_anything():
+        if not reads and self.is_told():
             return None
         about = [inode, *{parent for parent, _ in self._ctx.inodes.places(inode)}]
         keys = {one.key for one in about}
@@ -120,6 +125,9 @@ class Live:
         if not reads and self._performing.busy_with(keys, last) is None and not self._ctx.is_telling(about):
             return None
         return self._caught_up(about, keys, last)
+
+    def is_told(self) -> bool:
+        return self._performing.is_idle and not self._ctx.is_telling_anything()
 
     def _caught_up(self, about: list[Inode], keys: set[RealKey], last: int) -> Steps:
         while (gate := self._performing.busy_with(keys, last)) is not None:
@@ -217,8 +225,12 @@ class Live:
                 return []
             if kinds == [What.CREATED] and is_told and told is not None:
                 return []
-            if told is not None and not h.what & _COMES_OR_GOES and self._own.changed(told.nodeid):
-                self._changes.silently(told)
+            about = {told.key} if told is not None else set()
+            about |= {found[0]} if found is not None else set()
+            is_ours = (told is not None and told in self._ctx.written) or any(map(self._own.changed, about))
+            if not h.what & _COMES_OR_GOES and is_ours:
+                if told is not None:
+                    self._changes.silently(told)
                 return []
         return kinds
 
@@ -407,6 +419,8 @@ class Live:
         self._closing(fd)
         self._watchers.reopen(fd)
         self._watching.again()
+        if self._ctx.backings is not None:
+            self._ctx.backings.watched_anew()
         self._look_again.lost()
 
     # The journal.

@@ -71,7 +71,7 @@ class Performing:
         self._by_tid: dict[int, _Hand] = {}
         self._notify = notify
         self._telling = 0
-        self._viewed: dict[tuple[int, bytes], list[Action]] = {}
+        self.viewed: dict[tuple[int, bytes], list[Action]] = {}
         """The removals and renames that are not done yet, by the names that they show the agent."""
         self._asks: Action | None = None
         self._queues: dict[RealKey, collections.deque[Action]] = {}
@@ -131,14 +131,14 @@ class Performing:
             self._queues.setdefault(key, collections.deque()).append(action)
         if action.verb in _REMOVALS:
             for place in action.view:
-                self._viewed.setdefault(place, []).append(action)
+                self.viewed.setdefault(place, []).append(action)
         self._prepare(action)
 
     def told(self, parent: Inode, name: bytes, inode: Inode) -> None:
         """What waits to take a name away must not take away what the kernel has learnt of it meanwhile: it is to ask,
         and so is everybody afterwards."""
         place = (parent.nodeid, name)
-        for action in self._viewed.get(place, ()):
+        for action in self.viewed.get(place, ()):
             subject = action.view[place]
             if action is not self._asks and (subject is None or subject.inode is not inode):
                 action.must_ask.add(place)
@@ -148,11 +148,11 @@ class Performing:
         if action.verb not in _REMOVALS:
             return
         for place in action.view:
-            waiting = self._viewed.get(place)
+            waiting = self.viewed.get(place)
             if waiting is not None and action in waiting:
                 waiting.remove(action)
                 if not waiting:
-                    del self._viewed[place]
+                    del self.viewed[place]
 
     def _find_paths(self, action: Action) -> None:
         paths = [path_of(place, self._ctx.inodes.root) for place in action.places]
@@ -303,7 +303,7 @@ class Performing:
         elif was_early and (number == EARLY or number in _RACED):
             self._add_again(action)
             return True
-        elif number in _RACED and action.attempts < _ATTEMPTS and not self._is_gone(action, number):
+        elif self._has_raced(action, number) and action.attempts < _ATTEMPTS and not self._is_gone(action, number):
             action.attempts += 1
             self.repeated += 1
             if number != errno.EEXIST:
@@ -321,6 +321,11 @@ class Performing:
         else:
             self._give_up(action)
         return False
+
+    def _has_raced(self, action: Action, number: int) -> bool:
+        """EIO: its open was to go past the page cache, and a user's to be passed on, whose answer was faster."""
+        is_mixed = number == errno.EIO and action.verb is Verb.CLOSED and self._ctx.backings is not None
+        return number in _RACED or is_mixed
 
     def busy_with(self, keys: set[RealKey], last: int) -> Gate | None:
         """What is opened when there is something less to do, if there is something for these keys that was added no

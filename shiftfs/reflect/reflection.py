@@ -15,7 +15,7 @@ from .hub import Branch, Hub
 from .journal import Journal
 from .live import Live
 from .performing import Performing
-from .watchers import Watchers
+from .watchers import Watchers, new_source
 
 
 class HasThreads(Protocol):
@@ -49,12 +49,14 @@ class Reflection:
         if hub is not None:
             self._watchers = Watchers(watch, on_descriptor=self._listen, new=partial(self._branch, hub))
         else:
-            self._watchers = Watchers(watch, on_descriptor=self._listen)
+            new = partial(new_source, inodes=context.inodes)
+            self._watchers = Watchers(watch, on_descriptor=self._listen, new=new)
         self.live = Live(
             context, self._watchers, self._performing, journal, log, self._own,
             run=session.run_aside, closing=loop.remove,
         )  # fmt: skip
         context.live = self.live
+        context.disregard = lambda fd, mount, device: self._watchers.disregard(device, fd)
 
     def employ(self, agent: HasThreads, failed: Callable[[], None]) -> None:
         """It has a mount to work on from now on. `failed` is called if one of its threads has ended."""

@@ -12,8 +12,9 @@ from ..sys import fanotify, handles, inotify
 from .happening import Happening, Token, What
 
 _READ: Final = 4096
-"""Bytes. Requests have their turn after as many events as that is, some forty."""
+"""Bytes, as of fanotify."""
 _CONTENT: Final = fanotify.MODIFY | fanotify.ATTRIB | fanotify.CLOSE_WRITE
+_WRITTEN: Final = fanotify.MODIFY | fanotify.CLOSE_WRITE
 _NAMES: Final = fanotify.CREATE | fanotify.DELETE | fanotify.RENAME | fanotify.ONDIR
 _WHAT: Final = {
     fanotify.CREATE: What.CREATED,
@@ -51,6 +52,10 @@ class Source(Protocol):
     fd: int
     known: set[Token]
 
+    @property
+    def reader(self) -> fanotify.Reader | None:
+        """What the lane may read from as well, if it leaves out what concerns nobody."""
+
     def prepare(self, device: int, fd: int, name: bytes) -> None:
         """Before the first inode of a device, with that inode. It fails where this way is none for the device."""
 
@@ -60,6 +65,9 @@ class Source(Protocol):
 
     def identify(self, device: int, fd: int, name: bytes) -> Token | None: ...
 
+    def disregard(self, fd: int) -> bool:
+        """False if it can tell of changes through all mounts alike only, and yet leaves out those of this process."""
+
     def read(self, own: Container[int]) -> list[Happening]: ...
 
     def close(self) -> None: ...
@@ -68,7 +76,8 @@ class Source(Protocol):
 class Fanotify:
     """One group. Marks of filesystems and of inodes are in two, so that they need not agree about ids."""
 
-    def __init__(self, whole: bool) -> None:
+    def __init__(self, whole: bool, inodes: object = None) -> None:
+        """`inodes`: the table of all that are known, where one mount alone listens."""
         self.known: set[Token] = set()
         self._whole = whole
         self._fsids: dict[int, bytes] = {}
@@ -76,6 +85,7 @@ class Fanotify:
             self.fd = fanotify.new(unlimited=True)
         except PermissionError:
             self.fd = fanotify.new(unlimited=False)
+        self.reader = fanotify.reader(self.fd, self.known, whole, inodes)
 
     def prepare(self, device: int, fd: int, name: bytes) -> None:
         opened = _open(fd, name)
@@ -83,6 +93,7 @@ class Fanotify:
             fsid = fanotify.filesystem(opened)
             if self._whole:
                 fanotify.mark(self.fd, fanotify.ADD | fanotify.FILESYSTEM, _CONTENT | _NAMES, opened)
+                self.reader.numbers(fanotify.token(fsid, opened, b""), os.fstat(opened).st_ino)
             else:
                 fanotify.mark(self.fd, fanotify.ADD, _CONTENT, opened)
         finally:
@@ -105,6 +116,12 @@ class Fanotify:
 
     def identify(self, device: int, fd: int, name: bytes) -> Token | None:
         return fanotify.token(self._fsids[device], fd, name)
+
+    def disregard(self, fd: int) -> bool:
+        """What comes through a mount is what the mark of the mount does not ignore: whoever works in the layer comes
+        through another. Linux 6.0."""
+        fanotify.mark(self.fd, fanotify.ADD | fanotify.MOUNT | fanotify.IGNORE_SURV, _WRITTEN, fd)
+        return True
 
     def remove(self, token: Token, fd: int, name: bytes) -> bool:
         assert isinstance(token, bytes)
@@ -133,10 +150,7 @@ class Fanotify:
             os.close(opened)
 
     def read(self, own: Container[int]) -> list[Happening]:
-        try:
-            data = os.read(self.fd, _READ)
-        except BlockingIOError:
-            return []
+        data = self.reader.read()
         ondir = fanotify.ONDIR
         return [
             Happening(_meaning[mask & ~ondir], mask & ondir != 0, directory, name, to, to_name, target)
@@ -151,6 +165,8 @@ class Fanotify:
 
 class Inotify:
     """One instance. It does not tell who changes what."""
+
+    reader = None
 
     def __init__(self) -> None:
         self.known: set[Token] = set()
@@ -169,6 +185,9 @@ class Inotify:
 
     def identify(self, device: int, fd: int, name: bytes) -> Token | None:
         return None
+
+    def disregard(self, fd: int) -> bool:
+        return True  # none of it is left out, whoever does it: see ops.own
 
     def remove(self, token: Token, fd: int, name: bytes) -> bool:
         assert isinstance(token, int)

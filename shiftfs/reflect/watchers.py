@@ -9,6 +9,7 @@ import select
 from collections.abc import Callable, Container
 from typing import Final
 
+from ..sys import fanotify
 from .happening import Happening, Token, What
 from .sources import Fanotify, Inotify, Source
 
@@ -52,6 +53,7 @@ class Watchers:
         self._on_descriptor = on_descriptor
         self._sources: dict[str, Source] = {}
         self._poll = select.poll()
+        self.readers: list[fanotify.Reader] = []
         self._ways: dict[int, str] = {}
         self._refused = 0
         self._limited = 0
@@ -107,6 +109,8 @@ class Watchers:
             source.close()
             raise
         self._sources[kind] = source
+        if source.reader is not None:
+            self.readers.append(source.reader)
         self._poll.register(source.fd, select.POLLIN)
         self._on_descriptor(source.fd)
 
@@ -129,7 +133,7 @@ class Watchers:
 
     def has_news(self) -> bool:
         """Is there something to read?"""
-        return bool(self._poll.poll(0))
+        return any(reader.holds for reader in self.readers) or bool(self._poll.poll(0))
 
     def tells_who(self, fd: int) -> bool:
         """Does the watcher leave out what this process has done?"""
@@ -142,6 +146,15 @@ class Watchers:
             return source.identify(device, fd, name) if source is not None else None
         except OSError:
             return None
+
+    def disregard(self, device: int, fd: int) -> bool:
+        """Leave out what is done from now on to the content of files through the mount that a file on `device` is
+        reached by. False where a watcher that tells whose a change is cannot; others tell of it."""
+        source = self._sources.get(self._ways.get(device, NOTHING))
+        try:
+            return source is None or source.disregard(fd)
+        except OSError:
+            return False
 
     def kind(self, device: int) -> str:
         """How a device is watched, in words."""
@@ -158,20 +171,24 @@ class Watchers:
         for kind, source in list(self._sources.items()):
             if source.fd == fd:
                 del self._sources[kind]
-                self._poll.unregister(fd)
-                source.close()
+                self._close(source)
                 self._ways = {device: way for device, way in self._ways.items() if way != kind}
                 return True
         return False
 
     def close(self) -> None:
         for source in self._sources.values():
-            self._poll.unregister(source.fd)
-            source.close()
+            self._close(source)
         self._sources.clear()
         self._ways.clear()
 
+    def _close(self, source: Source) -> None:
+        self._poll.unregister(source.fd)
+        if source.reader is not None:
+            self.readers.remove(source.reader)
+        source.close()
 
-def new_source(kind: str) -> Source:
-    """Of a kind of watching."""
-    return Inotify() if kind == INOTIFY else Fanotify(kind == FILESYSTEM)
+
+def new_source(kind: str, inodes: object = None) -> Source:
+    """Of a kind of watching; `inodes` as for Fanotify."""
+    return Inotify() if kind == INOTIFY else Fanotify(kind == FILESYSTEM, inodes)

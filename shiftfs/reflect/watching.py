@@ -28,6 +28,10 @@ class Watching:
 
     def added(self, inode: Inode, attributes: Attributes) -> Attributes:
         """Watch it; its attributes from then on."""
+        return self._tree.attributes(inode.entry) if self.watch(inode) else attributes
+
+    def watch(self, inode: Inode) -> bool:
+        """Watch it. True if what changed before that may not have been heard of."""
         tokens, keys, steady, again = [], [], True, False
         for one in self._tree.contributors(inode.entry):
             keys.append(one.key)
@@ -41,12 +45,22 @@ class Watching:
             self._of[token] = (*self._of.get(token, ()), (inode, one.layer))
             again = again or self._watchers.kind(one.device) != FILESYSTEM
         inode.watch = Watch(tuple(tokens), tuple(keys), steady)
-        if not again:
-            return attributes
-        if not inode.is_directory:
+        if again and not inode.is_directory:
             self._tree.path(inode.entry)  # no handle will come with news of it: its names may go, and it stays
-        # What changed before the watch was there has not been heard of.
-        return self._tree.attributes(inode.entry)
+        return again
+
+    def begin(self) -> None:
+        """Watch the root."""
+        self.watch(self._inodes.root)
+        self._disregard_writes()
+
+    def _disregard_writes(self) -> None:
+        """What is written through our own copy of a layer's mounts we have written, or the kernel for us: to hear of it
+        would cost each write an event."""
+        root = self._inodes.root.entry
+        if self._tree.stays(root):
+            top = self._tree.contributors(root)[0]
+            self._watchers.disregard(top.device, top.place()[0])
 
     def renew(self, inode: Inode) -> tuple[RealKey, ...] | None:
         """Watch what an inode is made of now; what it was made of before, if that is something else."""
@@ -92,6 +106,7 @@ class Watching:
                 self.added(inode, self._tree.attributes(inode.entry))
             except OSError:  # it is gone, which will be noticed
                 inode.watch = Watch((), (), False)
+        self._disregard_writes()
 
     def identify(self, parent: Inode, name: bytes, device: int) -> Token | None:
         """What a watcher calls what is at a name of the topmost layer that has the directory."""

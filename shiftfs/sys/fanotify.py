@@ -8,8 +8,9 @@ import ctypes
 import os
 import struct
 from collections.abc import Container
-from typing import Final
+from typing import Any, Final, Protocol
 
+from .. import native
 from . import handles, libc
 
 MODIFY: Final = 0x2
@@ -25,7 +26,9 @@ ONDIR: Final = 0x4000_0000
 ADD: Final = 0x1
 REMOVE: Final = 0x2
 _DONT_FOLLOW: Final = 0x4
+MOUNT: Final = 0x10
 FILESYSTEM: Final = 0x100
+IGNORE_SURV: Final = 0x440  # FAN_MARK_IGNORE and FAN_MARK_IGNORED_SURV_MODIFY (Linux 6.0)
 
 # FAN_CLASS_NOTIF, with FAN_REPORT_FID, _DIR_FID, _NAME and _TARGET_FID (Linux 5.17)
 _CLOEXEC: Final = 0x1
@@ -42,6 +45,8 @@ _init = libc.function("fanotify_init", [libc.UINT, libc.UINT])
 _mark = libc.function("fanotify_mark", [libc.INT, libc.UINT, ctypes.c_uint64, libc.INT, libc.PATH])
 _fstatfs = libc.function("fstatfs", [libc.INT, libc.POINTER])
 
+_READ: Final = 4096
+"""Bytes. Requests have their turn after as many events as that is, some forty."""
 _VERSION: Final = 3
 # struct fanotify_event_metadata: length, mask, pid; then the first record's type, length and length of its handle.
 _HEAD = struct.Struct("=I4xQ4xiBxH8xI")
@@ -65,7 +70,7 @@ def new(unlimited: bool) -> int:
 
 
 def mark(group: int, flags: int, mask: int, fd: int) -> None:
-    """fanotify_mark(2) of the inode behind any descriptor, O_PATH too, or of its filesystem."""
+    """fanotify_mark(2) of the inode behind any descriptor, O_PATH too, or of its filesystem or mount."""
     if _mark(group, flags, mask, -1, b"/proc/self/fd/%d" % fd):
         raise libc.failure()
 
@@ -89,6 +94,47 @@ def token(fsid: bytes, fd: int, name: bytes) -> bytes:
 def handle(token: bytes) -> bytes:
     """The handle in a token."""
     return token[8:]
+
+
+class Reader(Protocol):
+    """What reads a group. `holds`: something has been read that nobody has been given yet."""
+
+    @property
+    def holds(self) -> bool: ...
+
+    def read(self) -> bytes:
+        """The next events, or some of those that may be of inodes that are known, and are not this process's; nothing
+        where there are none. Raises OSError."""
+
+    def numbers(self, token: bytes, number: int) -> None:
+        """An inode's token and number: where handles tell the number, what happens to inodes of which none is known
+        by its number can be left out."""
+
+
+class _Plain:
+    """In plain Python: the twin of shiftfs/native/events.c."""
+
+    holds = False
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+
+    def read(self) -> bytes:
+        try:
+            return os.read(self._fd, _READ)
+        except BlockingIOError:
+            return b""
+
+    def numbers(self, token: bytes, number: int) -> None:
+        pass
+
+
+def reader(fd: int, known: set[Any], links: bool, inodes: object = None) -> Reader:
+    """Of a group; `known` and `links` as for `events`, `inodes` the table of all whose link counts matter."""
+    if native.Reader is None:
+        return _Plain(fd)
+    made: Reader = native.Reader(fd=fd, known=known, links=links, store=inodes)
+    return made
 
 
 def events(data: bytes, me: int, own: Container[int], known: Container[object], links: bool) -> list[Event]:

@@ -3,8 +3,8 @@
 import ctypes
 import os
 import struct
-from hashlib import blake2b
 
+from .. import native
 from . import libc
 
 _AT_EMPTY_PATH = 0x1000
@@ -28,11 +28,16 @@ def identity(fd: int, name: bytes) -> bytes | None:
 
 def number(fd: int, name: bytes) -> int:
     """A number of 63 bits made of such a handle, the same in every process; 0 where there is none."""
+    from hashlib import blake2b  # with all of OpenSSL, for filesystems that are rare
+
     handle = _encoded(fd, name, _AT_HANDLE_FID)
     return int.from_bytes(blake2b(handle, digest_size=8).digest(), "little") >> 1 if handle is not None else 0
 
 
 def _encoded(fd: int, name: bytes, flags: int) -> bytes | None:
+    if native.encode_handle is not None:
+        made: bytes | None = native.encode_handle(fd, name, flags | (0 if name else _AT_EMPTY_PATH))
+        return made
     room = bytearray(8 + _MAX_HANDLE)
     struct.pack_into("=I", room, 0, _MAX_HANDLE)
     mount_id = ctypes.c_int()

@@ -1,4 +1,5 @@
-"""libfuse 3, found and loaded by mfusepy; used for mounting alone (root, fusermount3 and user namespaces alike).
+"""libfuse 3, used for mounting alone (root, fusermount3 and user namespaces alike). It is loaded by its names; where it
+has another, mfusepy searches for it.
 
 Never runs libfuse's session loop: the descriptor is duplicated and the session thrown away. Main thread only.
 """
@@ -6,6 +7,11 @@ Never runs libfuse's session loop: the descriptor is duplicated and the session 
 import ctypes
 import os
 from collections.abc import Sequence
+from typing import Final
+
+_NAMES: Final = ("libfuse3.so.4", "libfuse3.so.3")
+_CHOOSING: Final = ("FUSE_LIBRARY_PATH", "FUSE_LIBRARY_NAME")
+"""What mfusepy is told by which library to take."""
 
 
 class _Args(ctypes.Structure):
@@ -23,7 +29,19 @@ class LibraryMissing(Exception):
 
 
 def _load() -> ctypes.CDLL:
-    # Without the name mfusepy prefers libfuse 2 where that is installed. Imported here, not above: it costs 30 ms.
+    if not any(name in os.environ for name in _CHOOSING):
+        for name in _NAMES:
+            try:
+                return ctypes.CDLL(name)
+            except OSError:
+                continue
+    return _search()
+
+
+def _search() -> ctypes.CDLL:
+    """As mfusepy does, by the tools of the linker and the compiler: that, and its own tables, are a third of a start.
+    """
+    # Without the name it prefers libfuse 2 where that is installed.
     os.environ.setdefault("FUSE_LIBRARY_NAME", "fuse3")
     try:
         import mfusepy

@@ -91,6 +91,25 @@ def keep_only(mask: int) -> None:
     _prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
 
 
+class Without:
+    """A context in which the thread makes no use of one capability. Its other sets, as they are when this is made, are
+    to stay as they are."""
+
+    def __init__(self, number: int) -> None:
+        effective, permitted, inheritable = _read_capabilities()
+        self._header = struct.pack("=Ii", _VERSION_3, 0)
+        self._without = _capability_data(effective & ~(1 << number), permitted, inheritable)
+        self._as_before = _capability_data(effective, permitted, inheritable)
+
+    def __enter__(self) -> None:
+        if _capset(self._header, self._without):
+            raise libc.failure()
+
+    def __exit__(self, *failure: object) -> None:
+        if _capset(self._header, self._as_before):
+            raise libc.failure()
+
+
 def drop_capability(number: int) -> None:
     """Take one capability out of all sets of this thread."""
     effective, permitted, inheritable = _read_capabilities()
@@ -108,8 +127,11 @@ def _read_capabilities() -> tuple[int, int, int]:
 
 
 def _write_capabilities(effective: int, permitted: int, inheritable: int) -> None:
-    low = 0xFFFFFFFF
-    sets = (effective, permitted, inheritable)
-    data = struct.pack("=6I", *(s & low for s in sets), *(s >> 32 for s in sets))
-    if _capset(struct.pack("=Ii", _VERSION_3, 0), data):
+    if _capset(struct.pack("=Ii", _VERSION_3, 0), _capability_data(effective, permitted, inheritable)):
         raise libc.failure()
+
+
+def _capability_data(*sets: int) -> bytes:
+    """Two of struct __user_cap_data_struct."""
+    low = 0xFFFFFFFF
+    return struct.pack("=6I", *(s & low for s in sets), *(s >> 32 for s in sets))

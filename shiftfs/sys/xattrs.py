@@ -7,6 +7,7 @@ import threading
 from ctypes import addressof, create_string_buffer, get_errno, string_at
 from typing import Final
 
+from .. import native
 from . import libc
 
 _LISTXATTRAT: Final = 465
@@ -25,6 +26,11 @@ def are_of(uid: int, own: int, mode: int) -> bool:
 
 def names(directory: int, name: bytes) -> bytes:
     """All names, each ended by a NUL, of what has that name; never followed. Empty where there can be none."""
+    if native.list_attributes is not None and not _missing:
+        listed_names: bytes | None = native.list_attributes(directory, name)
+        if listed_names is not None:
+            return listed_names
+        _missing.append(True)
     if not _missing:
         try:
             buffer, address = _room.buffer

@@ -1,30 +1,30 @@
-"""What each request says: one NamedTuple per opcode, fields in the kernel's order and under its names.
+"""What each request says: one tuple with names per opcode, fields in the kernel's order and under its names.
 
 Owns values only; requests.py fills them from bytes. Never checks, never changes. Any thread. Names are bytes
 without their terminating NUL. Offsets and sizes are bytes, times seconds and nanoseconds.
 """
 
-from typing import NamedTuple
+from ..record import Record
 
 
-class Lookup(NamedTuple):
+class Lookup(Record):
     name: bytes
 
 
-class Forget(NamedTuple):
+class Forget(Record):
     nlookup: int
 
 
-class BatchForget(NamedTuple):
+class BatchForget(Record):
     items: tuple[tuple[int, int], ...]  # (nodeid, nlookup)
 
 
-class Getattr(NamedTuple):
+class Getattr(Record):
     flags: int
     fh: int
 
 
-class Setattr(NamedTuple):
+class Setattr(Record):
     valid: int
     fh: int
     size: int
@@ -40,37 +40,37 @@ class Setattr(NamedTuple):
     gid: int
 
 
-class Readlink(NamedTuple):
+class Readlink(Record):
     pass
 
 
-class Symlink(NamedTuple):
+class Symlink(Record):
     name: bytes
     target: bytes
 
 
-class Mknod(NamedTuple):
+class Mknod(Record):
     mode: int
     rdev: int  # as os.mknod takes it
     umask: int
     name: bytes
 
 
-class Mkdir(NamedTuple):
+class Mkdir(Record):
     mode: int
     umask: int
     name: bytes
 
 
-class Unlink(NamedTuple):
+class Unlink(Record):
     name: bytes
 
 
-class Rmdir(NamedTuple):
+class Rmdir(Record):
     name: bytes
 
 
-class Rename(NamedTuple):
+class Rename(Record):
     """RENAME (flags are 0) and RENAME2."""
 
     newdir: int
@@ -79,19 +79,19 @@ class Rename(NamedTuple):
     newname: bytes
 
 
-class Link(NamedTuple):
+class Link(Record):
     oldnodeid: int
     name: bytes
 
 
-class Open(NamedTuple):
+class Open(Record):
     """OPEN and OPENDIR."""
 
     flags: int
     open_flags: int
 
 
-class Read(NamedTuple):
+class Read(Record):
     """READ, READDIR and READDIRPLUS; of the latter two, offset is the cookie of the entry before."""
 
     fh: int
@@ -102,7 +102,7 @@ class Read(NamedTuple):
     flags: int
 
 
-class Write(NamedTuple):
+class Write(Record):
     """data is a view into the receive buffer, good until that is read into again: who waits copies it."""
 
     fh: int
@@ -113,11 +113,11 @@ class Write(NamedTuple):
     data: memoryview
 
 
-class Statfs(NamedTuple):
+class Statfs(Record):
     pass
 
 
-class Release(NamedTuple):
+class Release(Record):
     """RELEASE and RELEASEDIR."""
 
     fh: int
@@ -126,46 +126,46 @@ class Release(NamedTuple):
     lock_owner: int
 
 
-class Fsync(NamedTuple):
+class Fsync(Record):
     """FSYNC and FSYNCDIR."""
 
     fh: int
     fsync_flags: int
 
 
-class Setxattr(NamedTuple):
+class Setxattr(Record):
     flags: int
     setxattr_flags: int  # 0 from the short form
     name: bytes
     value: bytes
 
 
-class Getxattr(NamedTuple):
+class Getxattr(Record):
     size: int
     name: bytes
 
 
-class Listxattr(NamedTuple):
+class Listxattr(Record):
     size: int
 
 
-class Removexattr(NamedTuple):
+class Removexattr(Record):
     name: bytes
 
 
-class Flush(NamedTuple):
+class Flush(Record):
     fh: int
     lock_owner: int
 
 
-class Init(NamedTuple):
+class Init(Record):
     major: int
     minor: int
     max_readahead: int
     flags: int  # all 64 bits
 
 
-class Lk(NamedTuple):
+class Lk(Record):
     """GETLK, SETLK and SETLKW."""
 
     fh: int
@@ -177,11 +177,11 @@ class Lk(NamedTuple):
     lk_flags: int
 
 
-class Access(NamedTuple):
+class Access(Record):
     mask: int
 
 
-class Create(NamedTuple):
+class Create(Record):
     """CREATE and TMPFILE; of the latter, name is empty."""
 
     flags: int
@@ -191,20 +191,20 @@ class Create(NamedTuple):
     name: bytes
 
 
-class Interrupt(NamedTuple):
+class Interrupt(Record):
     unique: int  # of the request that is to be interrupted
 
 
-class Bmap(NamedTuple):
+class Bmap(Record):
     block: int
     blocksize: int
 
 
-class Destroy(NamedTuple):
+class Destroy(Record):
     pass
 
 
-class Ioctl(NamedTuple):
+class Ioctl(Record):
     fh: int
     flags: int
     cmd: int
@@ -214,27 +214,27 @@ class Ioctl(NamedTuple):
     data: bytes
 
 
-class Poll(NamedTuple):
+class Poll(Record):
     fh: int
     kh: int
     flags: int
     events: int
 
 
-class Fallocate(NamedTuple):
+class Fallocate(Record):
     fh: int
     offset: int
     length: int
     mode: int
 
 
-class Lseek(NamedTuple):
+class Lseek(Record):
     fh: int
     offset: int
     whence: int
 
 
-class CopyFileRange(NamedTuple):
+class CopyFileRange(Record):
     """COPY_FILE_RANGE and COPY_FILE_RANGE_64."""
 
     fh_in: int
@@ -246,18 +246,18 @@ class CopyFileRange(NamedTuple):
     flags: int
 
 
-class Syncfs(NamedTuple):
+class Syncfs(Record):
     pass
 
 
-class Statx(NamedTuple):
+class Statx(Record):
     flags: int
     fh: int
     sx_flags: int
     sx_mask: int
 
 
-class NotifyReply(NamedTuple):
+class NotifyReply(Record):
     offset: int
     size: int
     data: bytes

@@ -1,6 +1,6 @@
 """INIT: what the kernel offers, what is taken, and why.
 
-Owns the decision on every capability flag: each is in one of the seven tables below, with its reason. Never
+Owns the decision on every capability flag: each is in one of the nine tables below, with its reason. Never
 sends, and never changes its mind: INIT comes once. Runs on the loop's thread, before anything else.
 """
 
@@ -55,13 +55,22 @@ TAKEN_TO_BE_IDMAPPED: dict[InitFlag, str] = {
     InitFlag.ALLOW_IDMAP: "a mount of the filesystem may shift its owners again (mount_setattr(2))",
 }
 
+# Files of the layers are then read, written and mapped by the kernel, unless an open is answered otherwise.
+TAKEN_TO_PASS_THROUGH: dict[InitFlag, str] = {
+    InitFlag.PASSTHROUGH: "reads, writes and mappings go to the layer's file without a request",
+}
+
+# Sizes and times of files are then the kernel's own, whatever happens in the layers.
+TAKEN_TO_WRITE_BACK: dict[InitFlag, str] = {
+    InitFlag.WRITEBACK_CACHE: "writes are collected, and come when the kernel likes, or a file is closed or synced",
+}
+
 LEFT: dict[InitFlag, str] = {
     InitFlag.FILE_OPS: "never implemented by the kernel",
     InitFlag.EXPORT_SUPPORT: "would send lookups of '.' and '..' by nodeids that were forgotten",
     InitFlag.SPLICE_WRITE: "replies are written, not spliced",
     InitFlag.SPLICE_MOVE: "as SPLICE_WRITE",
     InitFlag.SPLICE_READ: "requests are read into one buffer, not spliced",
-    InitFlag.WRITEBACK_CACHE: "the kernel would trust its own size and mtime while layers change behind it",
     InitFlag.HANDLE_KILLPRIV: "clears set-id bits whoever writes; version 2 does what the VFS does",
     InitFlag.EXPLICIT_INVAL_DATA: "the opposite of AUTO_INVAL_DATA",
     InitFlag.MAP_ALIGNMENT: "DAX of virtiofs only",
@@ -71,7 +80,6 @@ LEFT: dict[InitFlag, str] = {
     InitFlag.HAS_INODE_DAX: "DAX of virtiofs only",
     InitFlag.CREATE_SUPP_GROUP: "creation acts with the caller's own uid and gid; set-gid is the layer's",
     InitFlag.DIRECT_IO_ALLOW_MMAP: "files served direct have no stable size to map",
-    InitFlag.PASSTHROUGH: "no backing files are registered",
     InitFlag.NO_EXPORT_SUPPORT: "file handles of cached inodes do no harm, and fanotify uses them",
     InitFlag.HAS_RESEND: "answered requests are not journaled, so a repeated one could be done twice",
     InitFlag.OVER_IO_URING: "requests come through the descriptor",
@@ -84,6 +92,16 @@ WANTED_TO_SERVE_OPEN = InitFlag(sum(TAKEN_TO_SERVE_OPEN))
 WANTED_TO_BE_IDMAPPED = InitFlag(sum(TAKEN_TO_BE_IDMAPPED))
 WANTED_TO_SERVE_LOCKS = InitFlag(sum(TAKEN_TO_SERVE_LOCKS))
 WANTED_TO_SHOW_ACLS = InitFlag(sum(TAKEN_TO_SHOW_ACLS))
+WANTED_TO_PASS_THROUGH = InitFlag(sum(TAKEN_TO_PASS_THROUGH))
+WANTED_TO_WRITE_BACK = InitFlag(sum(TAKEN_TO_WRITE_BACK))
+
+# Without it the kernel collects writes to files that have set-id bits, too, and clears none (fuse_cache_write_iter).
+# It came with Linux 5.11; and before 5.8 close(2) said nothing of what could not be written, where FLUSH is refused.
+NEEDED_TO_WRITE_BACK = InitFlag.HANDLE_KILLPRIV_V2
+
+# Files on what is itself stacked are not passed through, and one more filesystem may be stacked on the mount; with 2 it
+# would be the other way round (include/linux/fs.h, FILESYSTEM_MAX_STACK_DEPTH).
+STACK_DEPTH = 1
 
 PAGES_WITHOUT_MAX_PAGES = 32  # FUSE_DEFAULT_MAX_PAGES_PER_REQ
 MOST_PAGES = 0xFFFF  # the field has 16 bits; the kernel has its own limit (256, fs.fuse.max_pages_limit)
@@ -103,6 +121,7 @@ class Negotiated(NamedTuple):
     time_gran: int  # nanoseconds
     max_background: int
     congestion_threshold: int
+    max_stack_depth: int  # 0: nothing is passed through
 
     @property
     def buffer_size(self) -> int:
@@ -112,7 +131,7 @@ class Negotiated(NamedTuple):
 
 def negotiate(
     offer: Offer, *, max_write: int, refuse_open: bool, serve_locks: bool = False, shows_acls: bool = True,
-    allow_idmap: bool = False, page_size: int = 4096,
+    allow_idmap: bool = False, pass_through: bool = False, write_back: bool = False, page_size: int = 4096,
 ) -> Negotiated:  # fmt: skip
     """What to take of an offer; max_write is a wish, in bytes. Raises ProtocolError for too old a kernel.
 
@@ -131,6 +150,10 @@ def negotiate(
         wanted |= WANTED_TO_SHOW_ACLS
     if allow_idmap:
         wanted |= WANTED_TO_BE_IDMAPPED
+    if pass_through:
+        wanted |= WANTED_TO_PASS_THROUGH
+    if write_back and NEEDED_TO_WRITE_BACK in InitFlag(offer.flags):
+        wanted |= WANTED_TO_WRITE_BACK
     flags = InitFlag(offer.flags) & wanted
     most_pages = MOST_PAGES if InitFlag.MAX_PAGES in flags else PAGES_WITHOUT_MAX_PAGES
     pages = min(max(-(-max_write // page_size), 1), most_pages)
@@ -143,6 +166,7 @@ def negotiate(
         time_gran=1,
         max_background=MAX_BACKGROUND,
         congestion_threshold=CONGESTION_THRESHOLD,
+        max_stack_depth=STACK_DEPTH if InitFlag.PASSTHROUGH in flags else 0,
     )
 
 

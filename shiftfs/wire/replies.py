@@ -149,10 +149,11 @@ def copy_file_range_64(copied: int) -> bytes:
 def init(
     major: int, minor: int, *, max_readahead: int = 0, flags: int = 0, max_background: int = 0,
     congestion_threshold: int = 0, max_write: int = 0, time_gran: int = 0, max_pages: int = 0,
+    max_stack_depth: int = 0,
 ) -> bytes:  # fmt: skip
     """64 bytes, which every kernel since 7.23 takes; flags are all 64 bits."""
     low, high = flags & 0xFFFFFFFF, flags >> 32
     return abi.INIT_OUT.pack(
         major, minor, max_readahead, low, max_background, congestion_threshold, max_write, time_gran,
-        max_pages, 0, high, 0, 0,
+        max_pages, 0, high, max_stack_depth, 0,
     )  # fmt: skip

@@ -65,6 +65,11 @@ class Header(NamedTuple):
     extlen: int  # bytes
 
 
+def length(message: bytearray) -> int:
+    """What a message says of its own length, in bytes."""
+    return int(HEADER.unpack_from(message)[0])
+
+
 def decode_header(view: memoryview) -> Header:
     """The header of one whole message, lengths checked. Raises ProtocolError."""
     try:

@@ -27,7 +27,7 @@ from harness.views import View, directly, inside
 
 FIRST_ID = 100000
 _MAP = (f"uidmapping={FIRST_ID}:0:65536", f"gidmapping={FIRST_ID}:0:65536")
-VISIBLE_LIMIT = 5.0  # seconds
+VISIBLE_LIMIT = 20.0  # seconds
 
 
 class Kind(NamedTuple):
@@ -44,16 +44,17 @@ class Kind(NamedTuple):
 KINDS: dict[str, Kind] = {
     "native": Kind("native"),
     "source": Kind("source"),
-    "serve": Kind("source", ("open=serve",)),
+    "serve": Kind("source", ("open=serve", "passthrough=off")),
+    "passed": Kind("source", ("passthrough=on",)),
     "read-only": Kind("source", ("ro",)),
     "fanotify": Kind("source", ("watch=fanotify",)),
     "inotify": Kind("source", ("watch=inotify",)),
     "mapped": Kind("source", _MAP, FIRST_ID),
     "namespace": Kind("source", first_id=FIRST_ID, namespace=True),
     "lower": Kind(0),
-    "lower mapped": Kind(0, _MAP, FIRST_ID),
+    "lower mapped": Kind(0, (*_MAP, "open=serve"), FIRST_ID),
     "upper": Kind("upper"),
-    "upper merged": Kind("upper", merged=True),
+    "upper merged": Kind("upper", ("open=serve",), merged=True),
     "second lower merged": Kind(1, merged=True),
     "namespace upper merged": Kind("upper", ("userxattr",), FIRST_ID, merged=True, namespace=True),
 }

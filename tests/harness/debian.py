@@ -7,20 +7,17 @@ packages that tests install in it lie inside, in PACKAGES_PLACE, and its apt kno
 Needs root, and once a network. What is made stays for other runs; what it was made of goes, also on failure.
 """
 
-import fcntl
 import hashlib
 import os
 import platform
 import tarfile
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
 
 from harness.commands import Argument, CommandFailed, open_directory, run
+from harness.machine import CACHE, alone
 
-CACHE = Path("/var/cache/shiftfs")
 # Of making it, and of waiting while another run makes it.
 MAKING_LIMIT = 600.0
 
@@ -52,19 +49,10 @@ def debian_tar() -> Path:
     suite = platform.freedesktop_os_release()["VERSION_CODENAME"]
     recipe = hashlib.sha256(repr((_MAKE, PACKAGES)).encode()).hexdigest()[:12]
     path = CACHE / f"debian-{suite}-{platform.machine()}-{recipe}.tar"
-    with _locked(path.with_suffix(".lock")):
+    with alone(path.with_suffix(".lock")):
         if not path.exists():
             _make_debian(suite, path)
     return path
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w") as lock:
-        # Whoever holds it gives up by itself at its own limit.
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
 
 
 def _make_debian(suite: str, path: Path) -> None:

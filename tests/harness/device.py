@@ -116,6 +116,7 @@ class Served:
         self.failure: BaseException | None = None
         self._begun = threading.Event()
         self._tree, self._maps, self._options = tree, (uids, gids), options
+        self._prepare = options.pop("prepare", lambda loop, session: None)
         self.thread = threading.Thread(target=self._run, name="session", daemon=True)
         self.thread.start()
         assert self._begun.wait(LIMIT)
@@ -131,9 +132,12 @@ class Served:
                 timeout=1.5,
                 max_write=MAX_WRITE,
                 log=self.log.append,
-                trace=self.trace.append,
-                **{"serves_open": True, "report": lambda name, *wanted: name.encode(), **self._options},
+                **{
+                    "serves_open": True, "report": lambda name, *wanted: name.encode(), "trace": self.trace.append,
+                    **self._options,
+                },
             )  # fmt: skip
+            self._prepare(self.loop, self.session)
             self.session.on_end = self._end
         except BaseException as error:
             self.failure = error
@@ -167,7 +171,8 @@ class Served:
 
 @contextlib.contextmanager
 def served(tree: Tree, uids: IdMap = IDENTITY, gids: IdMap = IDENTITY, **options: Any) -> Iterator[Served]:
-    """A session that serves `tree`; `options` as Session takes them. What ended it unasked is raised at the end."""
+    """A session that serves `tree`; `options` as Session takes them, and `prepare`, called with both loop and session
+    before the first request. What ended it unasked is raised at the end."""
     device = Device()
     umask = os.umask(0o022)  # belongs to the process, and a session changes it
     try:

@@ -12,11 +12,12 @@ import subprocess
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from harness.commands import EXIT_LIMIT, Argument, wait_until
+from harness.mounts import connections
 
 _ANSWERS = ("write", "writev")
 _ATTRIBUTES = (
@@ -35,6 +36,7 @@ _ONLY_WITH = {
     "ioctl": re.compile("FICLONE|BTRFS_IOC_CLONE"),
 }
 _CALL = re.compile(r"(\d+) +(\w+)\((.*)")
+_DEATH_LIMIT = 3.0  # seconds
 _OLD_NS = 10**18  # 2001: whatever is newer was made by the test
 
 
@@ -99,18 +101,27 @@ def recorded(pid: int, *inject: str) -> Iterator[Recording]:
 
 @contextmanager
 def killed_at(pid: int, step: Step) -> Iterator[None]:
-    """The process is killed as it enters this step, before the kernel does anything of it."""
-    with _strace(pid, Path(os.devnull), [f"{step.name}:signal=SIGKILL:when={step.nth}"]):
-        yield  # strace ends with the process; told to end while that does, it would wait for ever
+    """The process is killed as it enters this step, before the kernel does anything of it; if it does."""
+    with _strace(pid, Path(os.devnull), [f"{step.name}:signal=SIGKILL:when={step.nth}"]) as process:
+        yield
+        # strace ends with the process; told to end while that does, it would wait for ever.
+        try:
+            process.wait(_DEATH_LIMIT)
+        except subprocess.TimeoutExpired:
+            process.kill()
 
 
 @contextmanager
 def _strace(pid: int, log: Path, inject: Iterable[str]) -> Iterator[subprocess.Popen[bytes]]:
     """Attached to a process. Whoever uses it sees to it that it ends."""
-    traced = ",".join(f"?{name}" for name in (*_CHANGES, *_ANSWERS))
+    disturbed = [rule.partition(":")[0] for rule in inject]
+    traced = ",".join(f"?{name}" for name in {*_CHANGES, *_ANSWERS, *disturbed})
     command: list[Argument] = ["strace", "-f", "-p", str(pid), "-o", log, "-e", f"trace={traced}"]
     for rule in inject:
         command += ["-e", f"inject={rule}"]
+    # What it still answers of before would be counted, too: the kernel lets a file go after close(2) has returned.
+    with connections() as control:
+        wait_until(lambda: _has_answered(pid, control), "all to be answered")
     with tempfile.TemporaryFile() as output:
         process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stderr=output)
 
@@ -125,6 +136,15 @@ def _strace(pid: int, log: Path, inject: Iterable[str]) -> Iterator[subprocess.P
         finally:
             process.kill()  # which lets go of the process where that is still there
             process.wait(EXIT_LIMIT)
+
+
+def _has_answered(pid: int, control: Path) -> bool:
+    """The kernel waits for no answer of the process's."""
+    numbers = set()
+    for info in Path(f"/proc/{pid}/fdinfo").iterdir():
+        with suppress(FileNotFoundError):  # closed just now
+            numbers.update(re.findall(r"^fuse_connection:\s*(\d+)$", info.read_text(), re.MULTILINE))
+    return all((control / number / "waiting").read_text() == "0\n" for number in numbers)
 
 
 @contextmanager

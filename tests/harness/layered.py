@@ -25,9 +25,10 @@ _MAP = "0:0:1000:1000:101000:60000"
 OVERLAYS: dict[str, tuple[Kind, tuple[str, ...]]] = {
     "kernel": ("kernel", ()),
     "shiftfs": ("shiftfs", ()),
-    "shifted": ("shiftfs", (f"uidmapping={_MAP}", f"gidmapping={_MAP}")),
+    "shifted": ("shiftfs", (f"uidmapping={_MAP}", f"gidmapping={_MAP}", "open=serve")),
 }
-"""What an overlay's tests run on. Ids up to 999 are the same on all; 101000 on "shifted" is 1000 in the layers."""
+"""What an overlay's tests run on. Ids up to 999 are the same on all; 101000 on "shifted" is 1000 in the layers, and
+there opening copies up, as on the kernel's."""
 
 _numbers = itertools.count()
 

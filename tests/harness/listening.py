@@ -2,12 +2,13 @@
 
 import itertools
 import os
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from harness.calls import in_child
-from harness.commands import run
+from harness.commands import open_directory, run
 from harness.mounts import loop_filesystem, newest_mount, unmount
 from shiftfs.reflect.watchers import Happening, Token, Watchers, What
 
@@ -157,3 +158,12 @@ def new_mount(path: Path, kind: str, options: str = "") -> Iterator[Path]:
         yield path
     finally:
         unmount(entry)
+
+
+@contextmanager
+def small_filesystem(size: int) -> Iterator[Path]:
+    """With room for so many bytes."""
+    above = open_directory("small-")
+    with new_mount(above / "at", "tmpfs", f"size={size}") as path:
+        yield path
+    shutil.rmtree(above)

@@ -34,10 +34,10 @@ KINDS = {
     "source": Kind("source"),
     "serve": Kind("source", ("open=serve",), serves=True),
     "mapped": Kind("source", _MAPPED),
-    "upper": Kind("upper", serves=True),
-    "lower": Kind("lower", serves=True),
-    "lower refuse": Kind("lower", ("open=refuse",)),
-    "lower mapped": Kind("lower", _MAPPED, serves=True),
+    "upper": Kind("upper"),
+    "lower": Kind("lower"),
+    "lower serve": Kind("lower", ("open=serve",), serves=True),
+    "lower mapped": Kind("lower", _MAPPED),
 }
 
 

@@ -111,6 +111,15 @@ class MemoryTree:
     def knows(self, entry_of: Callable[[RealKey], Any | None]) -> None:
         pass
 
+    def plain(self) -> None:
+        """All is special here."""
+
+    def note_directory(self, entry: Any) -> None:
+        pass
+
+    def plain_parts(self, held: Any) -> None:
+        """Its listings are made in Python."""
+
     def lookup(self, directory: Node, name: bytes) -> tuple[RealKey, Attributes, None]:
         self._called("lookup")
         node = self._child(directory, name)
@@ -182,6 +191,9 @@ class MemoryTree:
 
     def content(self, entry: Node) -> Descriptor:
         return self.path(entry)
+
+    def stays(self, entry: Node) -> bool:
+        return True
 
     def may_block(self, entry: Node) -> bool:
         return False

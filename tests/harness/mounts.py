@@ -85,15 +85,22 @@ def unmount_by_force(entry: MountEntry) -> None:
 
 def abort_connection(device: int) -> None:
     """End a FUSE connection from outside: whoever waits for it gets ECONNABORTED or ENOTCONN. Needs root."""
-    control = Path("/sys/fs/fuse/connections")
-    if (control / str(device)).exists():
+    with connections() as control:
         _write_abort(control / str(device))
+
+
+@contextmanager
+def connections() -> Iterator[Path]:
+    """A directory for each FUSE connection, by device number, with what there is to be seen and done. Needs root."""
+    control = Path("/sys/fs/fuse/connections")
+    if control.is_mount():
+        yield control
         return
     # The control filesystem is not mounted everywhere. At a place of our own it is in nobody's way.
     place = Path(tempfile.mkdtemp(prefix="fusectl-"))
     run(["mount", "-t", "fusectl", "none", place])
     try:
-        _write_abort(place / str(device))
+        yield place
     finally:
         run(["umount", place])
         place.rmdir()

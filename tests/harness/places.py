@@ -17,7 +17,8 @@ USER = 101000
 KINDS: dict[str, tuple[str, ...] | None] = {
     "native": None,
     "refuse": ("open=refuse", "allow_dev", f"uidmapping={_MAP}", f"gidmapping={_MAP}"),
-    "serve": ("open=serve", "allow_dev"),
+    "serve": ("open=serve", "passthrough=off", "allow_dev"),
+    "passed": ("passthrough=on", "allow_dev"),
 }
 
 _numbers = itertools.count()

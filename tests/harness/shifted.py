@@ -197,12 +197,16 @@ def _expect_end(pid: int, started: str) -> None:
 def fewest_requests(mount: Mount, call: Callable[[], object]) -> Counter[str]:
     """What twenty calls cost, of one that has been made before. Others on the machine may have made the kernel drop its
     caches meanwhile: so the best of some attempts counts."""
+    fewest: Counter[str] | None = None
     for _ in range(5):
         call()
         call()
         with requests_during(mount) as requests:
             for _ in range(_ROUNDS):
                 call()
-        if not requests:
+        if fewest is None or requests.total() < fewest.total():
+            fewest = requests
+        if not fewest:
             break
-    return requests
+    assert fewest is not None
+    return fewest

@@ -7,11 +7,20 @@ from typing import Any
 
 import pytest
 
+from shiftfs import native
 from shiftfs.locks import ranges
-from shiftfs.locks.ranges import FileLocks, Held
+from shiftfs.locks.ranges import FileLocks, Held, suited
 from shiftfs.sys.locks import END, NONE, READ, WRITE
 
 ME, YOU, THEM = 7, 8, 9
+
+
+@pytest.fixture(params=["plain", "native"], autouse=True)
+def compiled(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each case is one of the twin as well."""
+    if request.param == "native":
+        assert native.FileLocks is not None
+        monkeypatch.setitem(globals(), "FileLocks", lambda: native.FileLocks(Held))
 
 
 def held(*locks: tuple[int, int, int, int]) -> FileLocks:
@@ -308,7 +317,8 @@ CALLS: dict[str, Callable[[FileLocks, int], object]] = {
 }
 
 
-def test_a_call_takes_no_more_steps_among_100000_locks_than_among_1000() -> None:
+def test_a_call_takes_no_more_steps_among_100000_locks_than_among_1000(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(globals(), "FileLocks", ranges.FileLocks)
     few, lots = many(1_000), many(100_000)
     assert (len(few), len(lots)) == (1_000, 100_000)
     for name, call in CALLS.items():
@@ -323,9 +333,21 @@ def test_100000_locks_are_kept_apart_and_can_be_joined(backwards: bool) -> None:
     offsets = range(0, 200_000, 2)
     for offset in reversed(offsets) if backwards else offsets:
         locks.set(ME, offset, offset, READ, 100, 1)
+        locks = suited(locks)
     assert [(lock.start, lock.end) for lock in locks] == [(offset, offset) for offset in offsets]
     assert len(locks.needed(0, 199_998)) == 199_999
     locks.set(ME, 1_000, 150_000, WRITE, 100, 1)
     assert len(locks) == 500 + 1 + 24_999
     locks.set(ME, 0, END, READ, 100, 1)
     assert seen(locks) == [(ME, 0, END, READ)]
+
+
+def test_a_file_has_the_same_locks_when_they_have_become_many() -> None:
+    locks = FileLocks()
+    for owner in (ME, YOU):
+        for offset in range(0, ranges.MANY, 2):
+            locks.set(owner, offset, offset, READ, owner, offset)
+            before = list(locks)
+            locks = suited(locks)
+            assert list(locks) == before
+    assert type(locks) is ranges.FileLocks

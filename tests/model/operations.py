@@ -130,7 +130,14 @@ class Operations(RuleBasedStateMachine):
 
     @rule(slot=SLOTS, offset=SIZES, data=DATA)
     def write(self, slot: int, offset: int, data: str) -> None:
-        self.on_open(slot, lambda fd: os.pwrite(fd, CONTENTS[data], offset))
+        def call(fd: int) -> int:
+            # Set while it was open they fall at root's writes too, where those are passed on (docs/semantics.md).
+            mode = os.fstat(fd).st_mode
+            if mode & (stat.S_ISUID | stat.S_ISGID) and stat.S_ISREG(mode):
+                os.fchmod(fd, stat.S_IMODE(mode) & ~(stat.S_ISUID | stat.S_ISGID))
+            return os.pwrite(fd, CONTENTS[data], offset)
+
+        self.on_open(slot, call)
 
     @rule(slot=SLOTS, offset=SIZES, size=SIZES)
     def read(self, slot: int, offset: int, size: int) -> None:

@@ -14,6 +14,7 @@ from typing import Final
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
+from shiftfs import native
 from shiftfs.locks.ranges import FileLocks, Held
 from shiftfs.sys.locks import END, NONE, READ, WRITE, Range
 
@@ -30,6 +31,8 @@ RANGES = st.one_of(
 )
 HANDLES = st.integers(1, 3)
 PIDS = st.integers(100, 103)
+
+
 def flock(start: int, end: int, kind: int) -> bytes:
     return FLOCK.pack(kind, os.SEEK_SET, start, 0 if end == END else end - start + 1, 0)
 
@@ -66,9 +69,12 @@ class Locks(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.locks = FileLocks()
+        self.locks = self.new()
         self.observer, self.path = tempfile.mkstemp()
         self.descriptors = [self._open() for _ in OWNERS]
+
+    def new(self) -> FileLocks:
+        return FileLocks()
 
     def teardown(self) -> None:
         for descriptor in (self.observer, *self.descriptors):
@@ -177,8 +183,17 @@ class Locks(RuleBasedStateMachine):
         return NONE if in_the_way(self.observer, offset, offset, WRITE) is None else READ
 
 
+class Compiled(Locks):
+    """The same of the twin."""
+
+    def new(self) -> FileLocks:
+        made: FileLocks = native.FileLocks(Held)
+        return made
+
+
 def within(part: Held, whole: Held) -> bool:
     return whole.start <= part.start and part.end <= whole.end
 
 
 TestLocks = Locks.TestCase
+TestCompiled = Compiled.TestCase

@@ -24,6 +24,8 @@ MAP = tuple(f"{kind}mapping={FIRST_REAL_ID}:0:65536" for kind in ("uid", "gid"))
 KINDS: dict[str, tuple[str, ...]] = {
     "unshifted": ("allow_dev",),
     "unwatched": ("allow_dev", "watch=off", "timeout=3600"),
+    "writeback": ("allow_dev", "writeback"),
+    "writeback, OPEN served": ("allow_dev", "writeback", "open=serve"),
     "shifted": ("allow_dev", *MAP),
     "shifted, OPEN served": ("allow_dev", "open=serve", *MAP),
 }

@@ -17,6 +17,7 @@ from harness.calls import (
     refuses,
     syncfs,
 )
+from harness.commands import open_directory
 from harness.places import Place
 
 PAGE = mmap.PAGESIZE
@@ -364,3 +365,21 @@ def test_hard_links_may_go_in_any_number(tmp_path: Path) -> None:
             (mount.path / f"two/file{i}").unlink()
         assert [(mount.path / f"one/file{i}").read_bytes() for i in range(1000)] == [b"%d" % i for i in range(1000)]
         assert mount.status()["descriptors"]["open"] < 256
+
+
+def _unnamed(directory: Path) -> bool:
+    """Room for one: what was closed before is let go of a moment later."""
+    try:
+        os.close(os.open(directory, os.O_TMPFILE | os.O_RDWR, 0o600))
+    except OSError as error:
+        if error.errno != errno.ENFILE:
+            raise
+        return False
+    return True
+
+
+@pytest.mark.parametrize("passthrough", ["auto", "off"])
+def test_any_number_of_files_without_a_name_may_come_and_go(passthrough: str) -> None:
+    with mounted(open_directory("source-"), None, "open=serve", f"passthrough={passthrough}", descriptors=256) as mount:
+        for _ in range(300):
+            wait_until(lambda: _unnamed(mount.path), "room for one", 5)

@@ -30,7 +30,7 @@ def play(place: Ground, file: Lockable, lock: str, change: Callable[[], Path]) -
     the file before, B, and for who opens it now, C; B gets what it waits for when A lets go."""
     how, take, held, wanted = LOCKS[lock]
     other = "read" if lock == "flock" else "both"
-    # To open it for writing copies it up, unless OPEN is refused: that is for the change to do.
+    # Where OPEN is served, to open it for writing copies it up: that is for the change to do.
     late = place.upper is not None and place.serves and other == "both"
     waits = f"""
         B opens f {other}
@@ -205,10 +205,11 @@ def test_a_change_behind_the_mount(
 
 @pytest.mark.parametrize("lock", READING)
 def test_a_file_that_is_replaced_behind_the_mount(each_ground: Ground, lock: str) -> None:
-    """Who has the old one open has it locked; the new one is another file."""
+    """Who has the old one open, and has read of it, has it locked; the new one is another file."""
     file = each_ground.file()
     _, take, held, wanted = LOCKS[lock]
     with Stage(file.path) as stage, opened(file.path) as old:
+        assert os.pread(old, 7, 0) == b"content"
         stage.play(f"""
             A opens f read
             A {take}

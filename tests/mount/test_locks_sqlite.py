@@ -2,9 +2,9 @@
 
 Each adds 1 to a counter and a row to a table, in one transaction. Nothing may be lost of what was committed.
 
-In WAL mode they are all on the mount. What processes in the layer have there in common with those on the mount is a
-mapping, NAME-shm, and a mapping on the mount is the page cache of the mount, which is not that of the layer: the two do
-not see what the other writes there (the database is "malformed" within a second).
+In WAL mode they have a mapping in common besides, NAME-shm. With `passthrough=off` a mapping on the mount is the page
+cache of the mount, and not that of the layer: then all of them are on the mount (else the database is "malformed"
+within a second).
 """
 
 import fcntl
@@ -24,6 +24,7 @@ from harness import Layers, mounted
 SERVED = "locks=layers"
 SECONDS = 1.2  # as all here
 LIMIT = 60.0  # for all of them to end
+JOURNALS = ["delete", "truncate", "persist", "wal"]
 
 Lock = Callable[[IO[bytes], int], object]
 
@@ -146,7 +147,7 @@ def _number(number: int) -> bytes:
 # A single directory.
 
 
-@pytest.mark.parametrize("journal", ["delete", "truncate", "persist"])
+@pytest.mark.parametrize("journal", JOURNALS)
 def test_mount_and_layer_change_one_database(tmp_path: Path, journal: str) -> None:
     inside = tmp_path / "database"
     create(inside, journal)
@@ -168,11 +169,20 @@ def test_the_mount_reads_while_the_layer_changes_it(tmp_path: Path) -> None:
     expect(inside, count)
 
 
+def test_the_mount_reads_the_log_of_the_layer(tmp_path: Path) -> None:
+    inside = tmp_path / "database"
+    create(inside, "wal")
+    with mounted(tmp_path, None, SERVED) as mount, working(READS, [mount.path / "database", inside]) as readers:
+        count = written(inside, mount.path / "database")
+        assert done(readers) > 0
+    expect(inside, count)
+
+
 def test_with_a_log_on_the_mount(tmp_path: Path) -> None:
     """The layer has it when they are done."""
     inside = tmp_path / "database"
     create(inside, "wal")
-    with mounted(tmp_path, None, SERVED) as mount:
+    with mounted(tmp_path, None, SERVED, "passthrough=off") as mount:
         shown = mount.path / "database"
         count = written(shown, shown, shown)
         expect(shown, count)
@@ -217,10 +227,32 @@ def test_it_is_copied_up_with_a_log(our_layers: Layers) -> None:
     expect(lower, 1)
 
 
-def test_mount_and_upper_change_what_has_been_copied_up(our_layers: Layers) -> None:
-    """After it has been mounted anew."""
+@pytest.mark.parametrize("journal", JOURNALS)
+def test_first_in_the_lower_then_on_the_mount_and_then_in_the_upper_too(our_layers: Layers, journal: str) -> None:
+    """It comes up in between, with the log if there is one, while somebody has it open in the lower."""
     lower, upper = our_layers.lower / "database", our_layers.upper / "database"
-    create(lower, "delete")
+    create(lower, journal)
+    with our_layers.mount(SERVED) as mount:
+        shown = mount.path / "database"
+        with closing(sqlite3.connect(lower, isolation_level=None)) as database:
+            before = written(lower, lower)
+            database.execute("select value from counter").fetchall()
+            mount.settled()
+            count = before + written(shown)
+        assert upper.exists()
+        count += written(shown, upper, shown, upper)
+        mount.settled()
+        expect(shown, count)
+        expect(upper, count)
+    expect(lower, before)
+
+
+@pytest.mark.parametrize("journal", ["delete", "wal"])
+def test_mount_and_upper_change_what_has_been_copied_up(our_layers: Layers, journal: str) -> None:
+    """After it has been mounted anew. The lower has no journal: the upper would have a whiteout for that, as soon as it
+    is removed, which no process there can open."""
+    lower, upper = our_layers.lower / "database", our_layers.upper / "database"
+    create(lower, journal)
     with our_layers.mount(SERVED) as mount:
         count = written(*[mount.path / "database"] * 2)
     with our_layers.mount(SERVED) as mount:

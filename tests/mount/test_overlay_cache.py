@@ -1,4 +1,4 @@
-"""What is hot on an overlay is asked of nobody: names, attributes, listings, and contents where OPEN is refused."""
+"""What is hot on an overlay with an upper is asked of nobody: names, attributes, listings, contents."""
 
 import os
 from collections.abc import Callable, Iterator
@@ -39,7 +39,7 @@ HOT: dict[str, tuple[str, Callable[[Path], object]]] = {
 def overlay(our_layers: Layers) -> Iterator[Mount]:
     write_tree(our_layers.lower, {"dir": {"low": b"1", "copied": b"2", "removed": b"", "link": Path("low")}})
     our_layers.add_lower({"dir": {"lowest": b"3"}})
-    with our_layers.mount("open=refuse") as mount:
+    with our_layers.mount() as mount:
         (mount.path / "dir/up").write_bytes(b"4")
         with (mount.path / "dir/copied").open("ab") as file:
             file.write(b"more")
@@ -51,15 +51,3 @@ def test_hot_is_without_a_request(overlay: Mount) -> None:
     for what, (name, call) in HOT.items():
         path = overlay.path / name
         assert not fewest_requests(overlay, lambda call=call, path=path: call(path)), what  # type: ignore[misc]
-
-
-def test_an_overlay_serves_open_only_to_copy_up(our_layers: Layers) -> None:
-    write_tree(our_layers.lower, {"file": b"content"})
-    with our_layers.mount() as mount:
-        assert mount.status()["options"]["open"] == "serve"
-        os.close(os.open(mount.path / "file", os.O_RDONLY))
-        assert not (our_layers.upper / "file").exists()
-        os.close(os.open(mount.path / "file", os.O_RDWR))
-        assert (our_layers.upper / "file").read_bytes() == b"content"
-    with our_layers.mount_lowers() as mount:
-        assert mount.status()["options"]["open"] == "refuse"

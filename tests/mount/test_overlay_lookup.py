@@ -36,6 +36,7 @@ def test_a_directory_has_the_attributes_of_its_topmost(merged: Merged) -> None:
     merged.lowers[0].joinpath("dir").chmod(0o2751)
     os.chown(merged.lowers[0] / "dir", 33, 34)
     os.utime(merged.lowers[0] / "dir", ns=(1, 1234567890123456789))
+    merged.settled()
     seen = (path / "dir").stat()
     assert (stat.S_IMODE(seen.st_mode), seen.st_mtime_ns) == (0o2751, 1234567890123456789)
     assert (seen.st_uid, seen.st_gid) == (33, 34)
@@ -195,6 +196,7 @@ def test_redirects_lead_through_the_layers(merged: Merged, prefix: str) -> None:
     place = path.name
     os.setxattr(merged.lowers[0] / "new", f"{prefix}overlay.redirect", f"/{place}/sub/middle".encode())
     os.setxattr(merged.lowers[1] / "sub/middle", f"{prefix}overlay.redirect", b"last")
+    merged.settled()
     assert sorted(os.listdir(path / "new")) == ["0", "1", "2"]
     assert (path / "new/2").read_bytes() == b""
     refuses(errno.ENOENT, (path / "new/never").stat)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from harness import Layers, read_tree, run, write_tree
-from harness.calls import refuses
+from harness.calls import opened, refuses
 
 UNMAPPED = 70000
 MAP = ("uidmapping=0:0:65536", "gidmapping=0:0:65536")
@@ -63,3 +63,24 @@ def test_what_is_immutable_below_stays(layers: Layers, kind: str, flag: str) -> 
     finally:
         run(["chattr", f"-{flag}", path])
     assert "file" not in read_tree(layers.upper)
+
+
+@pytest.mark.parametrize("opening", ["refuse", "serve"])
+@pytest.mark.parametrize("flag", ["i", "a"])
+def test_nor_is_it_written_to(our_layers: Layers, flag: str, opening: str) -> None:
+    """Not to its end either, which is all that append-only files let anybody do."""
+    lower = our_layers.lower / "file"
+    lower.write_bytes(b"content")
+    run(["chattr", f"+{flag}", lower])
+    try:
+        with our_layers.mount(f"open={opening}") as mount:
+
+            def append() -> None:
+                with opened(mount.path / "file", os.O_WRONLY | os.O_APPEND) as fd:
+                    os.write(fd, b"more")
+
+            refuses(errno.EPERM, append)
+            assert (mount.path / "file").read_bytes() == lower.read_bytes() == b"content"
+    finally:
+        run(["chattr", f"-{flag}", lower])
+    assert read_tree(our_layers.upper) == {}

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import stat
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -139,3 +140,23 @@ def test_a_signal_alone_stops_no_copy(slow: tuple[Mount, Recording], layers: Lay
         writer.send_signal(signal.SIGUSR1)
         assert writer.wait(EXIT_LIMIT * 2) == 0
     assert (layers.upper / "large").stat().st_size == (layers.lower / "large").stat().st_size + 1
+
+
+NOT_READ = "preadv2:error=EAGAIN"
+"""As of a disk that has not read it yet, for ever."""
+
+
+def test_a_small_file_that_the_disk_is_slow_with_comes_up_all_the_same(layers: Layers) -> None:
+    """What is waited for awake is given up after a moment, and nothing of it is left."""
+    write_tree(layers.lower, {f"file{number}": b"content" for number in range(4)})
+    with layers.mount() as mount:
+        (mount.path / "file0").chmod(0o600)
+        with recorded(mount.pid, NOT_READ) as recording:
+            (mount.path / "file1").chmod(0o640)
+            with (mount.path / "file2").open("ab") as file:
+                file.write(b" and more")
+        assert recording.count("copy_file_range") + recording.count("ioctl") >= 2, "both were copied by a worker"
+        assert stat.S_IMODE((layers.upper / "file1").stat().st_mode) == 0o640
+        assert (layers.upper / "file1").read_bytes() == b"content"
+        assert (layers.upper / "file2").read_bytes() == b"content and more"
+        assert litter(layers.work) == []

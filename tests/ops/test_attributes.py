@@ -42,7 +42,7 @@ def before() -> Iterator[Attributes]:
 
 
 def setting(valid: int, **values: int) -> Setattr:
-    return Setattr(**{**dict.fromkeys(Setattr._fields, 0), "valid": valid, **values})
+    return Setattr(*[0] * len(Setattr._fields))._replace(valid=valid, **values)
 
 
 def change(ctx: Any, request: Setattr, before: Attributes, uid: int = 0) -> Change | None:

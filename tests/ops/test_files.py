@@ -13,11 +13,11 @@ import pytest
 from harness import wait_until
 from harness.device import LIMIT, MAX_WRITE, Served, served
 from harness.memory import MemoryTree, Node
-from shiftfs import session as session_module
+from shiftfs import underway
 from shiftfs.ops import files
 from shiftfs.tree import Descriptor
 from shiftfs.wire import requests
-from shiftfs.wire.abi import Opcode
+from shiftfs.wire.abi import Opcode, WriteFlag
 
 REGULAR = 0o100644
 CONTENT = bytes(range(256)) * 40
@@ -175,12 +175,31 @@ def test_short_writes_are_made_whole_or_told(
         return int(outcome)
 
     monkeypatch.setattr(os, "pwritev", write)
-    assert files._write_fully(memfd, memoryview(b"0123456789"), 100, 0) == count
+    request = requests.Write(0, 100, 0, 0, 0, memoryview(b"0123456789"))
+    assert files._write_fully(memfd, request, 0) == count
     assert seen == [(b"0123456789"[offset - 100 :], offset) for _, offset in seen]
     outcomes[:] = [OSError(errno.ENOSPC, "full")]
     seen.clear()
     with pytest.raises(OSError, match="full"):
-        files._write_fully(memfd, memoryview(b"0123456789"), 100, 0)
+        files._write_fully(memfd, request, 0)
+
+
+def test_what_the_kernel_has_collected_is_written_whole_or_not_at_all(
+    memfd: Descriptor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It does not look how much has been written (fs/fuse/file.c, fuse_writepage_end)."""
+    outcomes: Iterator[int | OSError] = iter([4, OSError(errno.ENOSPC, "full")])
+
+    def write(fd: int, parts: Any, offset: int, flags: int) -> int:
+        outcome = next(outcomes)
+        if isinstance(outcome, OSError):
+            raise outcome
+        return outcome
+
+    monkeypatch.setattr(os, "pwritev", write)
+    request = requests.Write(0, 100, int(WriteFlag.CACHE), 0, 0, memoryview(b"0123456789"))
+    with pytest.raises(OSError, match="full"):
+        files._write_fully(memfd, request, 0)
 
 
 def copy(source: Descriptor, target: Descriptor, interrupted: set[int], length: int) -> int:
@@ -242,7 +261,7 @@ def test_interrupt_lets_a_copier_go_with_what_has_been_copied(
     tree: MemoryTree, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(files, "_COPY_STEP", 1000)
-    monkeypatch.setattr(session_module, "is_being_killed", lambda pid: False)
+    monkeypatch.setattr(underway, "is_being_killed", lambda pid: False)
     begun, go_on = threading.Event(), threading.Event()
 
     def call(source: int, target: int, count: int, off_in: int, off_out: int) -> int:

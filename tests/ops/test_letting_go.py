@@ -39,7 +39,7 @@ def test_the_last_descriptor_of_a_large_removed_file_is_closed_by_a_worker(
     tree.data(inode.entry, True)
     inode.unlinked = tree.unlink(tree.root, b"removed", inode.entry)
     aside: list[Work] = []
-    let_go(cast(Context, SimpleNamespace(tree=tree, aside=aside.append)), inode)
+    let_go(cast(Context, SimpleNamespace(tree=tree, aside=aside.append, backings=None, times=None)), inode)
     assert len(removed_and_open()) == len(aside) == int(is_workers)
     for call in aside:
         call()

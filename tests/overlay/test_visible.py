@@ -11,6 +11,7 @@ import pytest
 from harness import Layers, make_whiteout, write_tree
 from harness.layered import Tree
 from harness.overlaid import Fill, Overlay, marked, overlaid
+from overlay.entry import Entry
 from shiftfs.tree import Shown
 
 pytestmark = pytest.mark.root
@@ -338,7 +339,28 @@ def test_what_is_known_is_forgotten_with_the_inode(fill: Fill) -> None:
     with overlaid(layers) as overlay:
         overlay.up(b"d")
         overlay.forget(b"d")
-        assert overlay.tree._identities._made_of == {}
+        assert not overlay.tree._identities.by_part and not overlay.tree._identities._before
+
+
+def test_who_has_a_directory_open_keeps_it_known(fill: Fill) -> None:
+    """The kernel may have another inode of it by now, and forget that."""
+    layers = fill({"d": {}}, {"d": {}})
+    with overlaid(layers) as overlay:
+        overlay.up(b"d")
+        identities = overlay.tree._identities
+        ((key, opened), *_) = identities.by_part.items()
+        later = Entry(opened.parent, opened.name, opened.key)
+        later.upper, later.lowers = opened.upper, opened.lowers
+        identities.add(later)
+        assert identities.made_of(key) is later
+        identities.remove(later)
+        assert identities.made_of(key) is opened
+        identities.add(later)
+        identities.remove(opened)
+        assert identities.made_of(key) is later
+        identities.remove(later)
+        assert not identities.by_part and not identities._before
+        overlay.forget(b"d")
 
 
 # --- marks ---

@@ -12,6 +12,7 @@ class Source:
     """Tells what a test lets it tell; each device and name is a token."""
 
     fd = 1000
+    reader = None
 
     def __init__(self) -> None:
         self.known: set[Token] = set()
@@ -27,6 +28,9 @@ class Source:
 
     def remove(self, token: Token, fd: int, name: bytes) -> bool:
         self.known.discard(token)
+        return True
+
+    def disregard(self, fd: int) -> bool:
         return True
 
     def identify(self, device: int, fd: int, name: bytes) -> Token | None:

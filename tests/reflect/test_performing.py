@@ -55,6 +55,7 @@ class Agent:
         self.holds_notices = False
 
     serves_open = False
+    backings = None
 
     def _notify(self, messages: list[bytes], done: Callable[[], None]) -> None:
         def write() -> None:

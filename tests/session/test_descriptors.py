@@ -278,3 +278,54 @@ def test_released_writers_are_forgotten(held: Descriptors, find: Find, source: P
     held.data(entry, True)
     held.release(entry)
     assert not held.tidy(time.monotonic())
+
+
+def opened_to_read(held: Descriptors, entry: Entry, source: Path) -> None:
+    opened_natively(held, entry, source, os.O_RDONLY)
+
+
+def opened_natively(held: Descriptors, entry: Entry, source: Path, flags: int) -> None:
+    held.opened(entry, os.open(os.path.join(os.fsencode(source), entry.name), flags), flags == os.O_RDWR)
+
+
+def test_what_was_opened_to_be_read_is_bounded_as_well(held: Descriptors, find: Find, source: Path) -> None:
+    entries = [find(name) for name in make_files(source, MANY)]
+    before = open_count()
+    for entry in entries:
+        opened_to_read(held, entry, source)
+    assert held.count()["data"] == BOUND // 2 == open_count() - before
+    for entry in entries:
+        held.release(entry)
+    assert open_count() == before
+
+
+def test_what_is_open_to_be_read_needs_no_name(held: Descriptors, find: Find, source: Path) -> None:
+    make_files(source, 1)
+    entry = find(b"f0")
+    opened_to_read(held, entry, source)
+    os.unlink(source / "f0")
+    assert os.fstat(held.path(entry).fd).st_ino == entry.key[1]
+    assert held.data(entry, writable=True).writable
+
+
+@pytest.mark.parametrize("flags", [os.O_RDONLY, os.O_RDWR])
+def test_what_was_opened_natively_is_found_again_elsewhere(
+    held: Descriptors, layer: Layer, find: Find, source: Path, files: list[bytes], flags: int
+) -> None:
+    """Where handles lead to it; not all directories are looked through for it."""
+    entry = find(files[0])
+    opened_natively(held, entry, source, flags)
+    if flags == os.O_RDWR:
+        held.writers[entry] = time.monotonic() - 5
+        held.tidy(time.monotonic())
+    else:
+        evict_all(held, find, files[1:])
+    assert entry.data is None
+    (source / "elsewhere").mkdir()
+    os.rename(source / os.fsdecode(files[0]), source / "elsewhere" / "f")
+    if layer.opens_by_handle:
+        assert os.fstat(held.path(entry).fd).st_ino == entry.key[1]
+        return
+    with pytest.raises(OSError) as failed:
+        held.path(entry)
+    assert failed.value.errno == errno.ESTALE

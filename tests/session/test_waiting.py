@@ -13,11 +13,11 @@ from harness import wait_until
 from harness.bodies import FILE, pack, writing
 from harness.device import LIMIT, Served
 from harness.memory import MemoryTree
-from shiftfs import session as session_module
+from shiftfs import underway
 from shiftfs.ops import HANDLERS
 from shiftfs.ops.context import Later
-from shiftfs.session import is_being_killed
 from shiftfs.tree import Descriptor
+from shiftfs.underway import is_being_killed
 from shiftfs.wire.abi import Opcode
 
 
@@ -101,7 +101,7 @@ def test_results_and_errors_go_back_into_the_handler(
 def test_interrupt_leaves_a_living_caller_waiting(
     at_work: Served, gates: dict[int, Gate], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(session_module, "is_being_killed", lambda pid: False)
+    monkeypatch.setattr(underway, "is_being_killed", lambda pid: False)
     unique = at_work.device.send(Opcode.READLINK)
     at_work.device.send(Opcode.INTERRUPT, pack("Q", unique))
     at_work.device.expect_nothing()
@@ -115,7 +115,7 @@ def test_interrupt_leaves_a_living_caller_waiting(
 def test_a_killed_caller_is_let_go_and_the_outcome_dropped(
     at_work: Served, gates: dict[int, Gate], monkeypatch: pytest.MonkeyPatch, outcome: object
 ) -> None:
-    monkeypatch.setattr(session_module, "is_being_killed", lambda pid: pid == 4242)
+    monkeypatch.setattr(underway, "is_being_killed", lambda pid: pid == 4242)
     unique = at_work.device.send(Opcode.READLINK, pid=4242)
     assert gates[1].begun.wait(LIMIT)
     at_work.device.send(Opcode.INTERRUPT, pack("Q", unique))

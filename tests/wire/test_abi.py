@@ -132,8 +132,13 @@ def sizes_by_kernel_name() -> list[tuple[str, int]]:
 
 
 def flags_by_kernel_name() -> list[tuple[str, int]]:
-    named = [(prefix + flag.name, flag.value) for kind, prefix in FLAGS.items() for flag in kind if flag.name]
+    kinds = [(members(kind), prefix) for kind, prefix in FLAGS.items()]
+    named = [(prefix + name, value) for flags, prefix in kinds for name, value in flags.items()]
     return [(SPELT.get(name, name), value) for name, value in named]
+
+
+def members(kind: type) -> dict[str, int]:
+    return {name: int(value) for name, value in vars(kind).items() if name.isupper() and not name.startswith("_")}
 
 
 def numbers_by_kernel_name() -> list[tuple[str, int]]:

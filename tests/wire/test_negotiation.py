@@ -10,10 +10,12 @@ from shiftfs.wire.negotiation import (
     LEFT,
     TAKEN,
     TAKEN_TO_BE_IDMAPPED,
+    TAKEN_TO_PASS_THROUGH,
     TAKEN_TO_REFUSE_OPEN,
     TAKEN_TO_SERVE_LOCKS,
     TAKEN_TO_SERVE_OPEN,
     TAKEN_TO_SHOW_ACLS,
+    TAKEN_TO_WRITE_BACK,
     Offer,
     negotiate,
 )
@@ -79,10 +81,22 @@ def test_o_trunc_comes_with_open_only_where_open_is_served() -> None:
 def test_every_flag_is_decided_once_and_has_a_reason() -> None:
     tables = (
         TAKEN, TAKEN_TO_REFUSE_OPEN, TAKEN_TO_SERVE_OPEN, TAKEN_TO_SERVE_LOCKS, TAKEN_TO_SHOW_ACLS,
-        TAKEN_TO_BE_IDMAPPED, LEFT,
+        TAKEN_TO_BE_IDMAPPED, TAKEN_TO_PASS_THROUGH, TAKEN_TO_WRITE_BACK, LEFT,
     )  # fmt: skip
     assert sorted(flag for table in tables for flag in table) == sorted(InitFlag)
     assert all(reason for table in tables for reason in table.values())
+
+
+@REFUSING
+def test_writes_are_collected_where_set_id_bits_are_safe_from_that(refuse_open: bool) -> None:
+    """Linux 5.4 would collect writes to a set-id file as well, and clear nothing."""
+
+    def flags(offer: Offer, write_back: bool) -> InitFlag:
+        return negotiate(offer, max_write=1, refuse_open=refuse_open, write_back=write_back).flags
+
+    for offer in (LINUX_5_15, NEWEST):
+        assert flags(offer, True) == flags(offer, False) | InitFlag.WRITEBACK_CACHE
+    assert flags(LINUX_5_4, True) == flags(LINUX_5_4, False)
 
 
 @pytest.mark.parametrize("serve_locks", [True, False])
@@ -95,6 +109,25 @@ def test_locks_are_served_or_left_to_the_kernel(serve_locks: bool) -> None:
 def test_owners_may_be_shifted_again_only_where_that_is_said(allow_idmap: bool) -> None:
     flags = negotiate(NEWEST, max_write=1, refuse_open=False, allow_idmap=allow_idmap).flags
     assert (InitFlag.ALLOW_IDMAP in flags) is allow_idmap
+
+
+def test_files_are_passed_through_where_that_is_wanted_and_offered() -> None:
+    """With a depth of stacking that the kernel sees to, and that is 0 else."""
+    wanted = negotiate(NEWEST, max_write=1, refuse_open=False, pass_through=True)
+    assert InitFlag.PASSTHROUGH in wanted.flags
+    assert wanted.max_stack_depth == 1
+    for not_so in (
+        negotiate(NEWEST, max_write=1, refuse_open=False),
+        negotiate(LINUX_5_15, max_write=1, refuse_open=False, pass_through=True),
+    ):
+        assert InitFlag.PASSTHROUGH not in not_so.flags
+        assert not_so.max_stack_depth == 0
+
+
+def test_the_depth_of_stacking_is_behind_the_flags() -> None:
+    """struct fuse_init_out: flags2 is at 32, max_stack_depth follows."""
+    sent = negotiation.encode(7, negotiate(NEWEST, max_write=1, refuse_open=False, pass_through=True))
+    assert sent[16 + 36 : 16 + 40] == b"\1\0\0\0"
 
 
 def test_the_smaller_minor_version_counts() -> None:

@@ -144,11 +144,16 @@ def test_all_that_contribute_are_heard(our_layers: Layers, layer: str) -> None:
         same_as_fresh(found)
 
 
-def test_uncovered(our_layers: Layers) -> None:
-    """An entry of the upper goes, and that of the lower comes into its place: another file under the same name."""
+@pytest.mark.parametrize("option", ["open=auto", "open=serve"])
+def test_uncovered(our_layers: Layers, option: str) -> None:
+    """An entry of the upper goes, and that of the lower comes into its place: another file under the same name. Until
+    that is heard of nobody can read it who has not read it before, unless opening it asks for it anew."""
+    our_layers.options = (option,)
     with union(our_layers, {"dir": {"name": b"lower"}}, {}, {"dir": {"name": b"upper"}}, "dir") as found:
         found.recorder.watch({"file": found.path / "dir/name"})
         (found.upper / "dir/name").unlink()
+        if option == "open=auto":
+            found.mount.settled()
         wait_until(lambda: (found.path / "dir/name").read_bytes() == b"lower", "the lower's content", LIMIT)
         assert found.heard("dir")["dir"] == [Event("DELETE", "name"), Event("CREATE", "name")]
         assert Event("DELETE_SELF") in found.recorder.streams["file"]

@@ -8,11 +8,13 @@ import pytest
 
 from harness import run
 from harness.behind import Behind, Place
+from harness.calls import drop_dentries
 from harness.changes import CHANGES, EVERYWHERE, FULLY, OUTSIDE, THOROUGH, TREE
 from harness.events import Event, differences
 from harness.recorded import append, natively, watched
 
 QUIET = 0.2  # seconds; what is told twice is told at once
+LATER = 2.0  # and what comes of a descriptor that is closed a second after the last write, by then
 
 # Nothing comes from another filesystem, or goes to one, by link(2) or rename(2); devices are not for all to make.
 THROUGH_MOUNTS = [
@@ -21,7 +23,7 @@ THROUGH_MOUNTS = [
 
 PAIRS = [
     (kind, change)
-    for kind in ("native", "source", "inotify", "namespace", "lower", "upper merged")
+    for kind in ("native", "source", "passed", "inotify", "namespace", "lower", "upper merged")
     for change in THROUGH_MOUNTS
     if (THOROUGH and kind in FULLY) or change in EVERYWHERE
 ]
@@ -72,3 +74,13 @@ def test_writing_for_long(place: Place) -> None:
             assert both[-2:] == [Event("MODIFY"), Event("CLOSE_WRITE")]
             assert len(both) == 4 * number + 4
         assert place.see((place.shown / "log").read_bytes) == b"one\n" + b"own\nbehind\n" * 5
+
+
+@pytest.mark.parametrize("writable", ["inotify"], indirect=True)
+def test_a_file_that_the_kernel_has_forgotten_meanwhile(place: Place) -> None:
+    """It is closed in the layer a second after the last write, and the watcher does not tell by whom."""
+    with place.recorder() as recorder:
+        recorder.watch({"": place.shown})
+        append(place.shown / "log", b"more")
+        drop_dentries()
+        assert recorder.settled(LATER)[""] == [Event("MODIFY", "log"), Event("CLOSE_WRITE", "log")]

@@ -11,7 +11,7 @@ import pytest
 from harness.behind import Behind, Place
 from harness.calls import drop_dentries, opened
 from harness.changes import CHANGES, OUTSIDE, TREE
-from harness.events import Event, differences, marked, new_mark, same_stream
+from harness.events import Event, Streams, differences, marked, new_mark, same_stream
 from harness.recorded import append, natively, watched
 
 
@@ -121,6 +121,13 @@ def test_names_are_known_not_to_be(place: Place) -> None:
         place.visible()
 
 
+SOFT = {"MODIFY", "CLOSE_WRITE"}
+
+
+def without(streams: Streams, kinds: set[str]) -> dict[str, list[Event]]:
+    return {label: [event for event in events if event.what not in kinds] for label, events in streams.items()}
+
+
 def test_the_root(each: Behind) -> None:
     """Of the mount itself, which has no name in anything that it shows."""
     with each.new({}).recorder() as recorder:
@@ -140,6 +147,11 @@ def test_the_root(each: Behind) -> None:
             Event("MOVED_TO", "moved", 1),
             Event("DELETE", "moved"),
         ]
+        if each.kind == "mapped":  # root's file has no owner there, and is not opened to be written to, if it is seen
+            expected = [event for event in expected if event.what not in SOFT]
+            heard = recorder.until(lambda streams: without(streams, SOFT)[""] == expected)
+            assert without(heard, SOFT)[""] == expected
+            return
         heard = recorder.until(lambda streams: same_stream({"": expected}, streams))
         if not each.is_layered:  # the upper's attributes are shown
             assert differences({"": expected}, heard) == {}

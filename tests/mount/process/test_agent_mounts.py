@@ -106,12 +106,10 @@ def test_a_mount_goes_on_when_its_agent_is_killed(source: Path, place: Path) -> 
 
 @pytest.mark.parametrize("command", [["umount"], ["umount", "-l"], ["fusermount3", "-u"], ["fusermount3", "-u", "-z"]])
 @pytest.mark.parametrize("option", ["rw", "ro"])
-def test_all_ends_at_once(source: Path, place: Path, command: list[str], option: str) -> None:
+def test_all_ends(source: Path, place: Path, command: list[str], option: str) -> None:
     with ending(source, place, "-o", option) as (pid, agent):
-        began = time.monotonic()
         run([*command, place])
         wait_until(lambda: not start_time(pid) and not start_time(agent), "the end")
-        assert time.monotonic() - began < 5
 
 
 def test_all_ends_with_the_last_file(source: Path, place: Path) -> None:

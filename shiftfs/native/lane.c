@@ -1,0 +1,405 @@
+/* The lane: requests that are read, served and answered without the interpreter.
+ *
+ * Owns counts of what it has served: LOOKUP, GETATTR, GETXATTR, FORGET and BATCH_FORGET, and what changes.c, data.c and
+ * locks.c serve; all others, and those of the reflecting agents, are handed back as they came. Looks at what else there is to do
+ * whenever its own connection has nothing to say, and every few requests. Loop thread.
+ */
+#include "native.h"
+
+#include <sched.h>
+#include <sys/epoll.h>
+#include <sys/stat.h>
+#include <sys/uio.h>
+#include <time.h>
+#include <unistd.h>
+
+#define BATCH 256                 /* requests served before the loop looks at everything else */
+#define LOOK 8                    /* requests served before the lane looks whether there is anything else */
+#define SPIN 30000                /* nanoseconds that a next request is waited for without sleeping */
+
+static uint64_t now(void)
+{
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
+}
+
+/* The kernel drops references. What has never been more than a name goes here; all else, in Python. `left` is what the
+ * request says: if this fails, the handlers get it, and none is dropped twice. */
+static int forget(Lane *lane, uint64_t nodeid, uint64_t *left)
+{
+    uint64_t count = *left;
+    *left = 0;
+    Inode **slot = find_nodeid(&lane->store->by_nodeid, nodeid);
+    if (slot == NULL)
+        return PLAIN;
+    Inode *inode = *slot, *parent = (Inode *)inode->parent;
+    if (inode->place == NULL || (uint64_t)inode->nlookup != count || parent->nlookup <= 0
+        || inode->watch != NULL || inode->children != NULL) {
+        PyObject *done = PyObject_CallFunction(lane->forget, "KK", (unsigned long long)nodeid,
+                                               (unsigned long long)count);
+        Py_XDECREF(done);
+        return done == NULL ? FAILED : PLAIN;
+    }
+    inode = take(lane->store, nodeid);
+    int is_told = parent->children != NULL && PyDict_GetItem(parent->children, inode->name) == (PyObject *)inode;
+    int failed = is_told && PyDict_DelItem(parent->children, inode->name);
+    Py_DECREF(inode);
+    return failed ? FAILED : PLAIN;
+}
+
+static void count(Lane *lane, uint32_t opcode, uint64_t began)
+{
+    uint64_t ended = now(), took = ended - began;
+    Count *one = &lane->counts[opcode];
+    one->count++;
+    one->total += took;
+    if (took > one->longest)
+        one->longest = took;
+    lane->answered_at = ended;
+}
+
+int is_agents(Lane *lane, uint32_t pid)
+{
+    if (PyDict_GET_SIZE(lane->agents) == 0)
+        return 0;
+    PyObject *number = PyLong_FromUnsignedLong(pid);
+    int is_one = number == NULL ? -1 : PyDict_Contains(lane->agents, number);
+    Py_XDECREF(number);
+    return is_one;
+}
+
+int respond(Lane *lane, const struct fuse_in_header *request, int error, void *payload, size_t size, uint64_t began)
+{
+    struct fuse_out_header header = {(uint32_t)(sizeof header + size), -error, request->unique};
+    struct iovec parts[] = {{&header, sizeof header}, {payload, size}};
+    ssize_t written = size ? writev(lane->fd, parts, 2) : write(lane->fd, &header, sizeof header);
+    /* nobody may be waiting any more, or the mount be gone */
+    if (written < 0 && errno != ENOENT && errno != ENODEV && errno != ECONNABORTED) {
+        PyErr_SetFromErrno(PyExc_OSError);
+        return FAILED;
+    }
+    lane->counts[request->opcode].errors += error != 0;
+    count(lane, request->opcode, began);
+    return PLAIN;
+}
+
+static int answer(Lane *lane, const struct fuse_in_header *request, int error, void *reply, size_t size, uint64_t began)
+{
+    size_t header = sizeof(struct fuse_out_header);
+    return respond(lane, request, error, (char *)reply + header, size - header, began);
+}
+
+/* Is it one text of that many bytes, its end included? */
+static int is_text(const char *text, size_t size)
+{
+    return size >= 2 && memchr(text, 0, size) == text + size - 1;
+}
+
+/* Has it extensions (total_extlen, which headers before Linux 6.3 do not have)? */
+static int is_extended(const struct fuse_in_header *header)
+{
+    uint16_t length;
+    memcpy(&length, (const char *)header + 36, sizeof length);
+    return length != 0;
+}
+
+/* Serve one request, if it is nothing special. */
+static int serve(Lane *lane, char *message, size_t size, uint64_t began)
+{
+    const struct fuse_in_header *header = (const void *)message;
+    char *body = message + sizeof *header;
+    if (size < sizeof *header || header->len != size || is_extended(header))
+        return SPECIAL;
+    size_t length = size - sizeof *header;
+    if (header->opcode == FUSE_LOOKUP) {
+        struct {
+            struct fuse_out_header header;
+            struct fuse_entry_out entry;
+        } found;
+        int agents = is_agents(lane, header->pid);
+        if (agents || !is_text(body, length) || memchr(body, '/', length))
+            return agents < 0 ? FAILED : SPECIAL;
+        int result = lookup(lane, header->nodeid, body, &found.entry);
+        if (result == SPECIAL || result == FAILED)
+            return result;
+        return answer(lane, header, 0, &found, sizeof found, began);
+    }
+    if (header->opcode == FUSE_GETATTR) {
+        struct {
+            struct fuse_out_header header;
+            struct fuse_attr_out attr;
+        } found;
+        int agents = is_agents(lane, header->pid);
+        if (agents || PyDict_GET_SIZE(lane->viewed) != 0)
+            return agents < 0 ? FAILED : SPECIAL;
+        int result = attributes_of(lane, header->nodeid, &found.attr);
+        return result == PLAIN ? answer(lane, header, 0, &found, sizeof found, began) : result;
+    }
+    if (header->opcode == FUSE_GETXATTR) {
+        const char *name = body + sizeof(struct fuse_getxattr_in);
+        struct fuse_out_header none;
+        int agents = is_agents(lane, header->pid);
+        if (agents || length <= sizeof(struct fuse_getxattr_in) || !is_text(name, body + length - name)
+            || !is_without(lane, header->nodeid, name))
+            return agents < 0 ? FAILED : SPECIAL;
+        return answer(lane, header, ENODATA, &none, sizeof none, began);
+    }
+    if (header->opcode < OPCODES && lane->may.opcodes >> header->opcode & 1) {
+        Changed changed;
+        int agents = is_agents(lane, header->pid);
+        if (agents)
+            return agents < 0 ? FAILED : SPECIAL;
+        int result = change(lane, header, body, length, &changed);
+        size_t answered = sizeof changed.header + changed.size;
+        if (result == PLAIN)
+            result = answer(lane, header, changed.error, &changed, answered, began);
+        finish_copy(lane);
+        return result;
+    }
+    if (header->opcode == FUSE_READ || header->opcode == FUSE_WRITE)
+        return serve_contents(lane, header, body, length, began);
+    int is_lock = header->opcode == FUSE_SETLK || header->opcode == FUSE_SETLKW;
+    if (is_lock || header->opcode == FUSE_READDIR || header->opcode == FUSE_READDIRPLUS) {
+        int agents = is_agents(lane, header->pid);
+        if (agents)
+            return agents < 0 ? FAILED : SPECIAL;
+        return is_lock ? serve_lock(lane, header, body, length, began) : serve_end(lane, header, body, length, began);
+    }
+    if (header->opcode == FUSE_FORGET && length == sizeof(struct fuse_forget_in)) {
+        struct fuse_forget_in *one = (void *)body;
+        if (forget(lane, header->nodeid, &one->nlookup))
+            return FAILED;
+    } else if (header->opcode == FUSE_BATCH_FORGET && length >= sizeof(struct fuse_batch_forget_in)) {
+        const struct fuse_batch_forget_in *batch = (const void *)body;
+        struct fuse_forget_one *one = (void *)(batch + 1);
+        if (length != sizeof *batch + (size_t)batch->count * sizeof *one)
+            return SPECIAL;
+        for (uint32_t at = 0; at < batch->count; at++)
+            if (forget(lane, one[at].nodeid, &one[at].nlookup))
+                return FAILED;
+    } else
+        return SPECIAL;
+    count(lane, header->opcode, began);
+    return PLAIN;
+}
+
+/* Is there something at a descriptor that is not our connection? Changes of the layers that concern nobody are nothing. */
+static int has_news(Lane *lane, int fd)
+{
+    for (Py_ssize_t at = 0; at < PyList_GET_SIZE(lane->readers); at++) {
+        PyObject *reader = PyList_GET_ITEM(lane->readers, at);
+        if (reader_fd(reader) == fd)
+            return skip_events(reader);
+    }
+    return 1;
+}
+
+/* Is our connection ready? Others' descriptors that are go to `heard`: some tell of a change but once, to whoever polls
+ * first (fs/proc_namespace.c, mounts_poll). */
+static int poll_once(Lane *lane)
+{
+    struct epoll_event events[EVENTS];
+    int ready = epoll_wait(lane->poll, events, EVENTS, 0), is_ours = 0;
+    for (int at = 0; at < ready; at++)
+        if (events[at].data.fd == lane->fd)
+            is_ours = 1;
+        else if (has_news(lane, events[at].data.fd) && lane->heard_count < EVENTS)
+            lane->heard[lane->heard_count++] = events[at].data.fd;
+    return is_ours;
+}
+
+int hears_nothing(Lane *lane)
+{
+    poll_once(lane);
+    return lane->heard_count == 0;
+}
+
+/* While requests follow each other closely, the next is waited for awake. Is there time left for that? */
+static int waits_awake(const Lane *lane)
+{
+    return lane->spins && lane->gap < SPIN && now() - lane->answered_at < SPIN;
+}
+
+static void let_others_run(void)
+{
+    Py_BEGIN_ALLOW_THREADS
+    sched_yield();
+    Py_END_ALLOW_THREADS
+}
+
+/* Is our connection ready, and nothing else? */
+static int is_next_ours(Lane *lane)
+{
+    int is_ours = poll_once(lane);
+    while (!is_ours && lane->heard_count == 0 && waits_awake(lane)) {
+        let_others_run();
+        is_ours = poll_once(lane);
+    }
+    return is_ours && lane->heard_count == 0;
+}
+
+/* The size of the next request, 0 if something else is to be done first, or -1 with errno. Of several clients there is
+ * always one who asks: only now and then is looked at what else there is. */
+static ssize_t receive(Lane *lane, PyObject *buffer, int served)
+{
+    if (served % LOOK == LOOK - 1) {
+        poll_once(lane);
+        if (lane->heard_count)
+            return 0;
+    }
+    for (;;) {
+        ssize_t size = read(lane->fd, PyByteArray_AS_STRING(buffer), (size_t)PyByteArray_GET_SIZE(buffer));
+        if (size >= 0 || errno != EAGAIN || served == 0)
+            return size;
+        if (poll_once(lane) && lane->heard_count == 0)
+            continue;
+        if (lane->heard_count || !waits_awake(lane))
+            return 0;
+        let_others_run();
+    }
+}
+
+/* serve() -> the size of a request that is left to the handlers, in the present buffer; 0 for none; -errno */
+static PyObject *Lane_serve(Lane *self, PyObject *unused)
+{
+    if (take_back(self))
+        return NULL;
+    for (int served = 0; served < BATCH; served++) {
+        PyObject *buffer = PyObject_GetAttr(self->buffers, s_present);
+        if (buffer == NULL || !PyByteArray_Check(buffer)) {
+            Py_XDECREF(buffer);
+            return PyErr_Occurred() ? NULL : PyErr_Format(PyExc_TypeError, "the buffer is not a bytearray");
+        }
+        ssize_t size = receive(self, buffer, served);
+        if (size <= 0) {
+            int error = size < 0 ? errno : 0;
+            Py_DECREF(buffer);
+            return PyLong_FromLong(-error);
+        }
+        uint64_t began = now();
+        self->gap = began - self->answered_at;
+        int result = serve(self, PyByteArray_AS_STRING(buffer), (size_t)size, began);
+        Py_DECREF(buffer);
+        if (result == FAILED)
+            return NULL;
+        if (result == SPECIAL)
+            return PyLong_FromSsize_t(size);
+    }
+    return PyLong_FromLong(0);
+}
+
+/* answered() -> is there another request, and nothing else to do? */
+static PyObject *Lane_answered(Lane *self, PyObject *unused)
+{
+    self->answered_at = now();
+    return PyBool_FromLong(is_next_ours(self));
+}
+
+/* others() -> the descriptors that have been found ready meanwhile, and are somebody else's */
+static PyObject *Lane_others(Lane *self, PyObject *unused)
+{
+    PyObject *all = PyList_New(self->heard_count);
+    for (int at = 0; all != NULL && at < self->heard_count; at++) {
+        PyObject *fd = PyLong_FromLong(self->heard[at]);
+        if (fd == NULL)
+            Py_CLEAR(all);
+        else
+            PyList_SET_ITEM(all, at, fd);
+    }
+    self->heard_count = 0;
+    return all;
+}
+
+/* counts() -> [(opcode, requests, errors, nanoseconds in all, the longest)] since it was last asked */
+static PyObject *Lane_counts(Lane *self, PyObject *unused)
+{
+    PyObject *all = PyList_New(0);
+    for (int opcode = 0; all != NULL && opcode < OPCODES; opcode++) {
+        Count *one = &self->counts[opcode];
+        if (one->count == 0)
+            continue;
+        PyObject *row = Py_BuildValue("iKKKK", opcode, (unsigned long long)one->count,
+                                      (unsigned long long)one->errors, (unsigned long long)one->total,
+                                      (unsigned long long)one->longest);
+        if (row == NULL || PyList_Append(all, row))
+            Py_CLEAR(all);
+        Py_XDECREF(row);
+        memset(one, 0, sizeof *one);
+    }
+    return all;
+}
+
+/* What a lane refers to, in the order in which it is given. */
+#define REFERENCES(with) \
+    with(store) with(buffers) with(agents) with(viewed) with(readers) with(came_from) with(made_of) with(uids) with(gids) \
+    with(adopt) with(forget) with(changes) with(contents) with(locks) \
+    with(listings) with(open) with(copies)
+
+static int Lane_init(Lane *self, PyObject *args, PyObject *kwargs)
+{
+#define NAME(it) #it,
+#define PLACE(it) (PyObject **)&self->it,
+    static char *names[] = {"fd", "poll", REFERENCES(NAME) "devices", "is_layered", "first_lower", "last_layer", "spins",
+                             NULL};
+    PyObject **places[] = {REFERENCES(PLACE)}, *given[sizeof places / sizeof *places], *devices;
+    if (!PyArg_ParseTupleAndKeywords(
+            args, kwargs, "iiO!OO!O!O!OOOOOOOO!OOOOO!piip", names, &self->fd, &self->poll, &StoreType, &given[0], &given[1],
+            &PyDict_Type, &given[2], &PyDict_Type, &given[3], &PyList_Type, &given[4], &given[5], &given[6], &given[7],
+            &given[8], &given[9], &given[10], &given[11], &ContentsType, &given[12], &given[13], &given[14], &given[15],
+            &given[16], &PyList_Type, &devices, &self->is_layered, &self->first_lower, &self->last_layer, &self->spins))
+        return -1;
+    for (size_t at = 0; at < sizeof places / sizeof *places; at++)
+        Py_XSETREF(*places[at], Py_NewRef(given[at]));
+    self->device_count = 0;
+    for (Py_ssize_t at = 0; at < PyList_GET_SIZE(devices) && at < MOST_LAYERS; at++) {
+        unsigned long long device, addend;
+        if (!PyArg_ParseTuple(PyList_GET_ITEM(devices, at), "KK", &device, &addend))
+            return -1;
+        self->devices[self->device_count++] = (Device){device, addend};
+    }
+    return init_changes(self, self->changes);
+}
+
+static int Lane_traverse(Lane *self, visitproc visit, void *arg)
+{
+#define VISIT(it) Py_VISIT(self->it);
+    REFERENCES(VISIT)
+    return 0;
+}
+
+static int Lane_clear(Lane *self)
+{
+#define CLEAR(it) Py_CLEAR(self->it);
+    REFERENCES(CLEAR)
+    return 0;
+}
+
+static void Lane_dealloc(Lane *self)
+{
+    PyObject_GC_UnTrack(self);
+    Lane_clear(self);
+    Py_TYPE(self)->tp_free((PyObject *)self);
+}
+
+static PyMethodDef Lane_methods[] = {
+    {"serve", (PyCFunction)Lane_serve, METH_NOARGS, NULL},
+    {"answered", (PyCFunction)Lane_answered, METH_NOARGS, NULL},
+    {"others", (PyCFunction)Lane_others, METH_NOARGS, NULL},
+    {"pack", (PyCFunction)Lane_pack, METH_VARARGS, NULL},
+    {"counts", (PyCFunction)Lane_counts, METH_NOARGS, NULL},
+    {NULL},
+};
+
+PyTypeObject LaneType = {
+    PyVarObject_HEAD_INIT(NULL, 0)
+    .tp_name = "shiftfs._native.Lane",
+    .tp_basicsize = sizeof(Lane),
+    .tp_flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC,
+    .tp_new = PyType_GenericNew,
+    .tp_init = (initproc)Lane_init,
+    .tp_dealloc = (destructor)Lane_dealloc,
+    .tp_traverse = (traverseproc)Lane_traverse,
+    .tp_clear = (inquiry)Lane_clear,
+    .tp_methods = Lane_methods,
+};

@@ -1,0 +1,434 @@
+/* Reads that wait for the layer's disk, and writes that are large or would wait, on threads of their own: what workers
+ * do for ops.files.read and write.
+ *
+ * Owns those requests, each with a duplicate of its descriptor (to close one is nothing, on a local filesystem), and the
+ * threads, which are started when one would wait and end when there have been none for a while. They hold nothing of
+ * the interpreter's, and never its lock: they do it, and write the answer to the connection themselves. That stays its
+ * session's: nothing is written to it after `close`. What a write holds of the interpreter's (writing.c) is left in a
+ * list when it is over. Writes to one inode follow each other on one thread: its filesystem would let only one through. What the lock guards is said below; all else is the loop thread's.
+ */
+#include "waiting.h"
+
+#include <fcntl.h>
+#include <pthread.h>
+#include <signal.h>
+#include <stdlib.h>
+#include <sys/uio.h>
+#include <time.h>
+#include <unistd.h>
+
+#define MOST_THREADS 64         /* more than these wait for a worker, as MAX_WORKERS in loop.py */
+#define MOST_LOST 448           /* how many more may stand in for those whose callers have been killed */
+#define LINGER 5                /* seconds */
+
+struct pool pool = {.lock = PTHREAD_MUTEX_INITIALIZER};
+
+static void prepare_pool(void)
+{
+    pthread_condattr_t clock;
+    pthread_condattr_init(&clock);
+    pthread_condattr_setclock(&clock, CLOCK_MONOTONIC);
+    pthread_cond_init(&pool.wanted, &clock);
+    pthread_cond_init(&pool.answered, &clock);
+    pthread_condattr_destroy(&clock);
+    pool.first = NULL;
+    pool.last = &pool.first;
+    pool.queued = pool.idle = pool.threads = pool.lost = 0;
+}
+
+static void forget_threads(void)    /* in a child: they are the parent's */
+{
+    pthread_mutex_init(&pool.lock, NULL);
+    prepare_pool();
+}
+
+static void prepare_once(void)
+{
+    prepare_pool();
+    pthread_atfork(NULL, NULL, forget_threads);
+}
+
+static uint64_t now(void)
+{
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
+}
+
+/* --- on the threads --- */
+
+/* As much as there is up to the end of the file, which a short answer means to the kernel: a count, or -errno. */
+static ssize_t read_fully(const Job *job, char *room)
+{
+    size_t done = 0;
+    while (done < job->size) {
+        ssize_t more = pread(job->fd, room + done, job->size - done, job->offset + (off_t)done);
+        if (more < 0 && errno == EINTR)
+            continue;
+        if (more < 0)
+            return -errno;
+        if (more == 0)
+            break;
+        done += (size_t)more;
+    }
+    return (ssize_t)done;
+}
+
+static void count_one(Count *counts, uint64_t began, int is_error)
+{
+    uint64_t took = now() - began;
+    counts->count++;
+    counts->errors += is_error != 0;
+    counts->total += took;
+    if (took > counts->longest)
+        counts->longest = took;
+}
+
+static void unlink_job(Job *job)
+{
+    Job **at = &job->connection->jobs;
+    while (*at != job)
+        at = &(*at)->next;
+    *at = job->next;
+}
+
+void release_connection(struct connection *connection)
+{
+    if (!connection->is_in_use && connection->jobs == NULL && connection->over == NULL && connection->answering == 0)
+        free(connection);
+}
+
+/* With the lock, which is let go of meanwhile: the job may be gone afterwards. A count, or -errno. */
+static void answer_job(Job *job, char *room, ssize_t count)
+{
+    struct connection *connection = job->connection;
+    if (connection->fd < 0 || job->is_answered)
+        return;
+    job->is_answered = 1;
+    int fd = connection->fd;
+    uint64_t began = job->began;
+    int is_write = job->data != NULL;
+    size_t size = count < 0 ? 0 : (size_t)count;
+    struct fuse_out_header header = {(uint32_t)(sizeof header + size), count < 0 ? (int)count : 0, job->unique};
+    struct iovec parts[] = {{&header, sizeof header}, {room, size}};
+    connection->answering++;
+    pthread_mutex_unlock(&pool.lock);
+    /* Nobody may be waiting any more, or the mount be gone; what the kernel cannot take, it has failed. */
+    ssize_t ignored = writev(fd, parts, size ? 2 : 1);
+    (void)ignored;
+    pthread_mutex_lock(&pool.lock);
+    count_one(&connection->counts[is_write], began, count < 0);
+    if (--connection->answering == 0)
+        pthread_cond_broadcast(&pool.answered);
+}
+
+/* With the lock, which is let go of meanwhile. Nobody waits any more for what has been answered before it began. */
+static void do_write(Job *job)
+{
+    int is_wanted = !job->is_answered;
+    pthread_mutex_unlock(&pool.lock);
+    ssize_t count = is_wanted ? write_job(job) : -EINTR;
+    pthread_mutex_lock(&pool.lock);
+    struct fuse_write_out written = {count < 0 ? 0 : (uint32_t)count};
+    answer_job(job, (char *)&written, count < 0 ? count : (ssize_t)sizeof written);
+}
+
+/* The same. */
+static void do_read(Job *job, char **room, size_t *space)
+{
+    pthread_mutex_unlock(&pool.lock);
+    if (*space < job->size) {
+        free(*room);
+        *room = malloc(job->size);
+        *space = *room == NULL ? 0 : job->size;
+    }
+    ssize_t count = *space < job->size ? -ENOMEM : read_fully(job, *room);
+    pthread_mutex_lock(&pool.lock);
+    answer_job(job, *room, count);
+}
+
+/* The same. The next that has been waiting for this one, if any. */
+static Job *do_job(Job *job, char **room, size_t *space)
+{
+    int is_write = job->data != NULL;
+    if (is_write)
+        do_write(job);
+    else
+        do_read(job, room, space);
+    pthread_mutex_unlock(&pool.lock);
+    close(job->fd);
+    pthread_mutex_lock(&pool.lock);
+    struct connection *connection = job->connection;
+    Job *next = job->follower;
+    pool.lost -= job->is_let_go;
+    unlink_job(job);
+    if (is_write)
+        leave_over(connection, job);
+    else
+        free(job);
+    release_connection(connection);
+    return next;
+}
+
+static void *work(void *unused)
+{
+    char *room = NULL;
+    size_t space = 0;
+    pthread_mutex_lock(&pool.lock);
+    for (;;) {
+        struct timespec until;
+        clock_gettime(CLOCK_MONOTONIC, &until);
+        until.tv_sec += LINGER;
+        int error = 0;
+        pool.idle++;
+        while (pool.first == NULL && error == 0)
+            error = pthread_cond_timedwait(&pool.wanted, &pool.lock, &until);
+        pool.idle--;
+        Job *job = pool.first;
+        if (job == NULL)
+            break;
+        pool.first = job->next_in_queue;
+        if (pool.first == NULL)
+            pool.last = &pool.first;
+        pool.queued--;
+        while (job != NULL)
+            job = do_job(job, &room, &space);
+    }
+    pool.threads--;
+    pthread_mutex_unlock(&pool.lock);
+    free(room);
+    return NULL;
+}
+
+/* --- on the loop thread --- */
+
+/* One more, with the lock: signals are for those who run Python. */
+static int start_thread(void)
+{
+    sigset_t all, before;
+    pthread_t thread;
+    pthread_attr_t detached;
+    sigfillset(&all);
+    pthread_attr_init(&detached);
+    pthread_attr_setdetachstate(&detached, PTHREAD_CREATE_DETACHED);
+    pthread_attr_setstacksize(&detached, 128 * 1024);
+    pthread_sigmask(SIG_SETMASK, &all, &before);
+    int is_started = pthread_create(&thread, &detached, work, NULL) == 0;
+    pthread_sigmask(SIG_SETMASK, &before, NULL);
+    pthread_attr_destroy(&detached);
+    pool.threads += is_started;
+    return is_started;
+}
+
+/* Is there a thread for one more? Those that wait in the queue have one that is idle each, or on its way. */
+int has_thread(void)
+{
+    int most = MOST_THREADS + (pool.lost < MOST_LOST ? pool.lost : MOST_LOST);
+    return pool.idle > pool.queued || (pool.threads < most && start_thread());
+}
+
+void enqueue(Job *job)
+{
+    *pool.last = job;
+    pool.last = &job->next_in_queue;
+    pool.queued++;
+    pthread_cond_signal(&pool.wanted);
+}
+
+int read_aside(PyObject *reads, const struct fuse_in_header *header, int fd, size_t size, off_t offset, uint64_t began)
+{
+    struct connection *connection = ((Reads *)reads)->connection;
+    Job *job = connection == NULL ? NULL : calloc(1, sizeof *job);
+    if (job == NULL)
+        return 0;
+    *job = (Job){.connection = connection, .unique = header->unique, .began = began, .pid = header->pid,
+                 .size = size, .offset = offset};
+    pthread_mutex_lock(&pool.lock);
+    int is_taken = connection->fd >= 0 && has_thread() && (job->fd = fcntl(fd, F_DUPFD_CLOEXEC, 0)) >= 0;
+    if (is_taken) {
+        job->next = connection->jobs;
+        connection->jobs = job;
+        enqueue(job);
+    }
+    pthread_mutex_unlock(&pool.lock);
+    if (!is_taken)
+        free(job);
+    return is_taken;
+}
+
+static Job *find_job(struct connection *connection, uint64_t unique)
+{
+    Job *job = connection->jobs;
+    while (job != NULL && job->unique != unique)
+        job = job->next;
+    return job;
+}
+
+/* interrupt(unique) -> does such a request wait? A signal has come for its caller. */
+static PyObject *Reads_interrupt(Reads *self, PyObject *number)
+{
+    uint64_t unique = PyLong_AsUnsignedLongLong(number);
+    if (PyErr_Occurred())
+        return NULL;
+    pthread_mutex_lock(&pool.lock);
+    Job *job = find_job(self->connection, unique);
+    int waits = job != NULL && !job->is_answered;
+    if (waits)
+        job->is_interrupted = 1;
+    pthread_mutex_unlock(&pool.lock);
+    return PyBool_FromLong(waits);
+}
+
+/* interrupted() -> [(unique, pid)] of those that wait though a signal has come for their callers */
+static PyObject *Reads_interrupted(Reads *self, PyObject *unused)
+{
+    struct {
+        uint64_t unique;
+        uint32_t pid;
+    } found[MOST_THREADS + MOST_LOST];
+    size_t count = 0;
+    pthread_mutex_lock(&pool.lock);
+    for (Job *job = self->connection->jobs; job != NULL && count < sizeof found / sizeof *found; job = job->next)
+        if (job->is_interrupted && !job->is_answered) {
+            found[count].unique = job->unique;
+            found[count++].pid = job->pid;
+        }
+    pthread_mutex_unlock(&pool.lock);
+    PyObject *all = PyList_New((Py_ssize_t)count);
+    for (size_t at = 0; all != NULL && at < count; at++) {
+        PyObject *row = Py_BuildValue("KI", (unsigned long long)found[at].unique, (unsigned)found[at].pid);
+        if (row == NULL)
+            Py_CLEAR(all);
+        else
+            PyList_SET_ITEM(all, (Py_ssize_t)at, row);
+    }
+    return all;
+}
+
+/* let_go(unique): the caller has been killed, and is to wait no more; nor are others, for the thread that does. */
+static PyObject *Reads_let_go(Reads *self, PyObject *number)
+{
+    uint64_t unique = PyLong_AsUnsignedLongLong(number);
+    if (PyErr_Occurred())
+        return NULL;
+    pthread_mutex_lock(&pool.lock);
+    Job *job = find_job(self->connection, unique);
+    if (job != NULL && !job->is_answered) {
+        job->is_let_go = 1;
+        pool.lost++;
+        answer_job(job, NULL, -EINTR);
+    }
+    pthread_mutex_unlock(&pool.lock);
+    Py_RETURN_NONE;
+}
+
+/* waiting() -> how many have not been answered */
+static PyObject *Reads_waiting(Reads *self, PyObject *unused)
+{
+    long count = 0;
+    pthread_mutex_lock(&pool.lock);
+    for (Job *job = self->connection->jobs; job != NULL; job = job->next)
+        count += !job->is_answered;
+    pthread_mutex_unlock(&pool.lock);
+    return PyLong_FromLong(count);
+}
+
+static PyObject *counted(const Count *counts)
+{
+    return Py_BuildValue("KKKK", (unsigned long long)counts->count, (unsigned long long)counts->errors,
+                         (unsigned long long)counts->total, (unsigned long long)counts->longest);
+}
+
+/* counts() -> of reads and of writes: (requests, errors, nanoseconds in all, the longest) since it was last asked */
+static PyObject *Reads_counts(Reads *self, PyObject *unused)
+{
+    Count counts[2];
+    pthread_mutex_lock(&pool.lock);
+    memcpy(counts, self->connection->counts, sizeof counts);
+    memset(self->connection->counts, 0, sizeof counts);
+    pthread_mutex_unlock(&pool.lock);
+    return Py_BuildValue("NN", counted(&counts[0]), counted(&counts[1]));
+}
+
+/* threads() -> how many there are, for whatever connection */
+static PyObject *Reads_threads(Reads *self, PyObject *unused)
+{
+    pthread_mutex_lock(&pool.lock);
+    long count = pool.threads;
+    pthread_mutex_unlock(&pool.lock);
+    return PyLong_FromLong(count);
+}
+
+/* With the lock: nobody writes to the connection from here on. An answer that is under way does not take long. */
+static void close_connection(struct connection *connection)
+{
+    connection->fd = -1;
+    while (connection->answering != 0)
+        pthread_cond_wait(&pool.answered, &pool.lock);
+}
+
+/* close(): its descriptor may be closed from here on */
+static PyObject *Reads_close(Reads *self, PyObject *unused)
+{
+    Py_BEGIN_ALLOW_THREADS
+    pthread_mutex_lock(&pool.lock);
+    close_connection(self->connection);
+    pthread_mutex_unlock(&pool.lock);
+    Py_END_ALLOW_THREADS
+    pthread_mutex_lock(&pool.lock);
+    drop_over(self->connection);
+    pthread_mutex_unlock(&pool.lock);
+    Py_RETURN_NONE;
+}
+
+static PyObject *Reads_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
+{
+    static pthread_once_t once = PTHREAD_ONCE_INIT;
+    int fd;
+    if (!PyArg_ParseTuple(args, "i", &fd))
+        return NULL;
+    pthread_once(&once, prepare_once);
+    Reads *made = (Reads *)type->tp_alloc(type, 0);
+    if (made == NULL || (made->connection = calloc(1, sizeof *made->connection)) == NULL) {
+        Py_XDECREF(made);
+        return PyErr_NoMemory();
+    }
+    made->connection->fd = fd;
+    made->connection->is_in_use = 1;
+    return (PyObject *)made;
+}
+
+static void Reads_dealloc(Reads *self)
+{
+    if (self->connection != NULL) {
+        pthread_mutex_lock(&pool.lock);
+        close_connection(self->connection);
+        self->connection->is_in_use = 0;
+        drop_over(self->connection);
+        release_connection(self->connection);
+        pthread_mutex_unlock(&pool.lock);
+    }
+    Py_TYPE(self)->tp_free((PyObject *)self);
+}
+
+static PyMethodDef Reads_methods[] = {
+    {"interrupt", (PyCFunction)Reads_interrupt, METH_O, NULL},
+    {"interrupted", (PyCFunction)Reads_interrupted, METH_NOARGS, NULL},
+    {"let_go", (PyCFunction)Reads_let_go, METH_O, NULL},
+    {"waiting", (PyCFunction)Reads_waiting, METH_NOARGS, NULL},
+    {"counts", (PyCFunction)Reads_counts, METH_NOARGS, NULL},
+    {"threads", (PyCFunction)Reads_threads, METH_NOARGS, NULL},
+    {"close", (PyCFunction)Reads_close, METH_NOARGS, NULL},
+    {"written", (PyCFunction)Reads_written, METH_VARARGS, NULL},
+    {NULL},
+};
+
+PyTypeObject ReadsType = {
+    PyVarObject_HEAD_INIT(NULL, 0)
+    .tp_name = "shiftfs._native.Reads",
+    .tp_basicsize = sizeof(Reads),
+    .tp_flags = Py_TPFLAGS_DEFAULT,
+    .tp_new = Reads_new,
+    .tp_dealloc = (destructor)Reads_dealloc,
+    .tp_methods = Reads_methods,
+};

@@ -1,0 +1,493 @@
+"""Changes that are served natively: the same answers, layers and known inodes as where Python serves them."""
+
+import errno
+import os
+import stat
+import struct
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final
+
+import pytest
+
+from harness import Layers
+from harness.device import ENTRY_NODEID, Answer, Served
+from harness.overlaid import Overlay
+from harness.twins import MAPS, following, in_plain_python
+from shiftfs import tree
+from shiftfs.layer import Layer
+from shiftfs.shift.idmap import IDENTITY, IdMap
+from shiftfs.source import SourceTree
+from shiftfs.wire import abi
+from shiftfs.wire.abi import Fattr, Opcode
+
+NOW: Final = Fattr.ATIME | Fattr.ATIME_NOW | Fattr.MTIME | Fattr.MTIME_NOW
+TIMES: Final = Fattr.ATIME | Fattr.MTIME
+TIMED: Final = (3, 4, 5)
+"""Which fields of abi.ATTR are seconds; their nanoseconds come three later."""
+SCRIPTS: list[Callable[["Caller"], None]] = []
+
+
+def script(asks: Callable[["Caller"], None]) -> Callable[["Caller"], None]:
+    """One that is played to both."""
+    SCRIPTS.append(asks)
+    return asks
+
+
+def setattr_body(
+    valid: int, mode: int = 0, uid: int = 0, gid: int = 0, size: int = 0,
+    atime: int = 0, mtime: int = 0, atimensec: int = 0, mtimensec: int = 0,
+) -> bytes:  # fmt: skip
+    return abi.SETATTR_IN.pack(valid, 0, size, 0, atime, mtime, 0, atimensec, mtimensec, 0, mode, uid, gid)
+
+
+class Caller:
+    """Asks as a kernel does, and keeps the answers as they would be on any layers of the same content: inode numbers as
+    they have appeared one by one, times of just now as such, and no ctime."""
+
+    def __init__(self, served: Served, began: float) -> None:
+        self._device = served.device
+        self._began = began
+        self._numbers: dict[int, int] = {}
+        self.answers: list[Any] = []
+        self.directory = self.look(b"d")
+        self.look(b"first", self.directory)  # opens the directory
+
+    def look(self, name: bytes, parent: int | None = None) -> int:
+        return self._entry(self._device.ask(Opcode.LOOKUP, name + b"\0", parent or abi.ROOT_ID))
+
+    def at(self, name: bytes) -> int:
+        return self.look(name, self.directory)
+
+    def set(self, nodeid: int, valid: int, **to: int) -> None:
+        self._attributes(self._device.ask(Opcode.SETATTR, setattr_body(valid, **to), nodeid))
+
+    def make(self, name: bytes, mode: int = 0o644, umask: int = 0, parent: int | None = None, **caller: int) -> int:
+        body = abi.MKNOD_IN.pack(mode if stat.S_IFMT(mode) else stat.S_IFREG | mode, 0, umask) + name + b"\0"
+        return self._entry(self._device.ask(Opcode.MKNOD, body, parent or self.directory, **caller))
+
+    def remove(self, name: bytes, parent: int | None = None) -> None:
+        self._nothing(self._device.ask(Opcode.UNLINK, name + b"\0", parent or self.directory))
+
+    def rename(self, name: bytes, new: bytes, to: int | None = None, flags: int | None = None) -> None:
+        target, names = to or self.directory, name + b"\0" + new + b"\0"
+        if flags is None:
+            answer = self._device.ask(Opcode.RENAME, abi.RENAME_IN.pack(target) + names, self.directory)
+        else:
+            answer = self._device.ask(Opcode.RENAME2, abi.RENAME2_IN.pack(target, flags) + names, self.directory)
+        self._nothing(answer)
+
+    def get(self, nodeid: int) -> None:
+        self._attributes(self._device.ask(Opcode.GETATTR, struct.pack("=IIQ", 0, 0, 0), nodeid))
+
+    def forget(self, nodeid: int, count: int) -> None:
+        self._device.send(Opcode.FORGET, struct.pack("=Q", count), nodeid)
+
+    def _nothing(self, answer: Answer) -> None:
+        assert answer.payload == b""
+        self.answers.append(answer.errno)
+
+    def _entry(self, answer: Answer) -> int:
+        if answer.errno:
+            self.answers.append(answer.errno)
+            return 0
+        fields = abi.ENTRY_OUT.unpack(answer.payload)
+        self.answers.append((*fields[:6], *self._shown(fields[6:])))
+        return int(ENTRY_NODEID.unpack_from(answer.payload)[0])
+
+    def _attributes(self, answer: Answer) -> None:
+        if answer.errno:
+            self.answers.append(answer.errno)
+            return
+        fields = abi.ATTR_OUT.unpack(answer.payload)
+        self.answers.append((*fields[:2], *self._shown(fields[2:])))
+
+    def _shown(self, attr: tuple[int, ...]) -> tuple[int, ...]:
+        shown = list(attr)
+        shown[0] = self._numbers.setdefault(attr[0], len(self._numbers))
+        for at in TIMED:
+            if at == TIMED[-1] or attr[at] >= self._began:
+                shown[at] = shown[at + 3] = -1
+        return tuple(shown)
+
+
+@script
+def modes(ask: Caller) -> None:
+    for name in (
+        b"own",
+        b"low",
+        b"both",
+        b"many",
+        b"link",
+        b"fifo",
+        b"null",
+        b"stranger",
+        b"sub",
+        b"merged",
+        b"lowsub",
+    ):
+        nodeid = ask.at(name)
+        for mode in (0o640, 0o4755, 0o2711, 0o1777, stat.S_IFREG | 0o600):
+            ask.set(nodeid, Fattr.MODE, mode=mode)
+        ask.get(nodeid)
+    ask.set(ask.directory, Fattr.MODE, mode=0o700)
+    ask.set(abi.ROOT_ID, Fattr.MODE, mode=0o711)
+    ask.set(1 << 40, Fattr.MODE, mode=0o711)
+
+
+@script
+def owners(ask: Caller) -> None:
+    for name in (b"own", b"low", b"link", b"stranger", b"sub", b"merged"):
+        nodeid = ask.at(name)
+        ask.set(nodeid, Fattr.MODE, mode=0o6755)
+        ask.set(nodeid, Fattr.UID, uid=100_005)
+        ask.set(nodeid, Fattr.GID, gid=100_006)
+        ask.set(nodeid, Fattr.UID | Fattr.GID | Fattr.MODE, uid=100_007, gid=100_008, mode=0o4711)
+        ask.set(nodeid, Fattr.UID, uid=5)
+        ask.set(nodeid, Fattr.GID, gid=0xFFFFFFFF)
+        ask.set(nodeid, Fattr.UID | Fattr.KILL_SUIDGID, uid=100_009)
+
+
+@script
+def times(ask: Caller) -> None:
+    for name in (b"own", b"low", b"link", b"stranger", b"sub", b"merged"):
+        nodeid = ask.at(name)
+        ask.set(nodeid, TIMES, atime=1, mtime=2, atimensec=3, mtimensec=999_999_999)
+        ask.set(nodeid, TIMES, atime=-1, mtime=1 << 33)
+        ask.set(nodeid, Fattr.MTIME, mtime=7)
+        ask.set(nodeid, Fattr.ATIME | Fattr.FH, atime=9)
+        ask.set(nodeid, TIMES, atimensec=1_000_000_000)
+        ask.set(nodeid, Fattr.ATIME | Fattr.ATIME_NOW)
+        ask.set(nodeid, NOW)
+
+
+@script
+def what_is_more_than_that(ask: Caller) -> None:
+    nodeid = ask.at(b"own")
+    ask.set(nodeid, Fattr.SIZE, size=3)
+    ask.set(nodeid, Fattr.SIZE | Fattr.MODE, size=1, mode=0o600)
+    ask.set(nodeid, 0)
+    ask.set(nodeid, Fattr.CTIME)
+    ask.set(nodeid, Fattr.KILL_SUIDGID)
+    ask.set(nodeid, Fattr.MODE, mode=0o640)
+
+
+@script
+def what_has_been_used_otherwise(ask: Caller) -> None:
+    """It has an entry by then, and may be open."""
+    nodeid = ask.at(b"own")
+    ask.get(nodeid)
+    ask.set(nodeid, Fattr.SIZE, size=3)
+    for mode in (0o640, 0o755):
+        ask.set(nodeid, Fattr.MODE, mode=mode)
+    ask.forget(nodeid, 1)
+    ask.set(ask.at(b"own"), Fattr.MODE, mode=0o611)
+
+
+@script
+def new_files(ask: Caller) -> None:
+    sub, merged = ask.at(b"sub"), ask.at(b"merged")
+    for number, parent in enumerate((ask.directory, sub, merged, abi.ROOT_ID)):
+        ask.look(b"opens it", parent)
+        for mode, umask in ((0o666, 0o022), (0o4777, 0), (0o640, 0o777), (0o600, 0)):
+            ask.get(ask.make(b"new %d %o" % (number, mode), mode, umask, parent))
+        ask.make(b"of somebody", 0o644, parent=parent, uid=100_004)
+        ask.make(b"of nobody", 0o644, parent=parent, uid=4)
+    for name in (b"own", b"low", b"both", b"many", b"sub", b".wh.own", b"x" * 255, b"x" * 256, b"x" * 251, b"x" * 252):
+        ask.make(name)
+        ask.make(name)
+    for umask in (0, 0o027):  # Python makes these, and knows which umask is in force
+        ask.make(b"between %o" % umask, 0o666, 0o777)
+        ask.make(b"fifo %o" % umask, stat.S_IFIFO | 0o666, umask)
+    nodeid = ask.make(b"again")
+    ask.set(nodeid, Fattr.MODE, mode=0o600)
+    ask.set(nodeid, Fattr.SIZE, size=5)
+    ask.at(b"again")
+    ask.forget(nodeid, 2)
+    ask.at(b"again")
+
+
+@script
+def new_files_where_something_was_removed(ask: Caller) -> None:
+    for name in (b"low", b"both", b"own", b"many", b"hidden", b"hidden by name"):
+        ask.at(name)
+        ask.remove(name)
+        ask.make(name)
+        ask.at(name)
+
+
+@script
+def new_files_where_the_group_is_inherited(ask: Caller) -> None:
+    ask.set(ask.directory, Fattr.GID | Fattr.MODE, gid=100_009, mode=0o2777)
+    ask.set(ask.directory, Fattr.GID | Fattr.MODE, gid=9, mode=0o2777)
+    ask.make(b"new", 0o755)
+    ask.make(b"of somebody", 0o755, uid=100_004)
+
+
+@script
+def removals(ask: Caller) -> None:
+    for name in (
+        b"own",
+        b"low",
+        b"both",
+        b"many",
+        b"several",
+        b"link",
+        b"fifo",
+        b"null",
+        b"stranger",
+        b"sub",
+        b"absent",
+    ):
+        nodeid = ask.at(name)
+        ask.remove(name)
+        if nodeid:
+            ask.get(nodeid)
+            ask.set(nodeid, Fattr.MODE, mode=0o600)
+        ask.at(name)
+        ask.remove(name)
+    nodeid = ask.at(b"other")
+    ask.set(nodeid, Fattr.SIZE, size=3)
+    ask.remove(b"other")
+    ask.get(nodeid)
+    ask.forget(nodeid, 1)
+    ask.get(nodeid)
+    merged = ask.at(b"merged")
+    for name in (b"in upper", b"in lower0", b"in lower1"):
+        ask.look(name, merged)
+        ask.remove(name, merged)
+
+
+@script
+def removals_of_what_is_new(ask: Caller) -> None:
+    names = (b"1", b"2", b"3")
+    made = [ask.make(name) for name in names]  # all at first: the filesystem may use the number of one again, or not
+    for name, nodeid in zip(names, made, strict=True):
+        ask.remove(name)
+        ask.get(nodeid)
+        ask.forget(nodeid, 1)
+
+
+@script
+def renames(ask: Caller) -> None:
+    sub, merged = ask.at(b"sub"), ask.at(b"merged")
+    for parent in (sub, merged):
+        ask.look(b"opens it", parent)
+    for name in (b"own", b"low", b"both", b"many", b"link", b"fifo", b"null", b"stranger", b"absent"):
+        nodeid = ask.at(name)
+        ask.rename(name, b"1")
+        ask.rename(b"1", b"2", flags=0)
+        ask.rename(b"2", b"3", sub)
+        ask.look(b"3", sub)
+        if nodeid:
+            ask.get(nodeid)
+            ask.set(nodeid, Fattr.MODE, mode=0o604)
+        ask.at(name)
+        ask.at(b"1")
+
+
+@script
+def renames_onto_others(ask: Caller) -> None:
+    for flags in (None, 0, 1, 2, 4):
+        ask.make(b"new")
+        for name in (b"other", b"low", b"both", b"several", b"hidden", b"hidden by name", b"sub", b"new", b".wh.x"):
+            replaced = ask.at(name)
+            ask.rename(b"new", name, flags=flags)
+            if replaced:
+                ask.get(replaced)
+            ask.at(name)
+            ask.at(b"new")
+            ask.make(b"new")
+    ask.rename(b"own", b"own")
+
+
+@script
+def renames_of_what_has_been_used_otherwise(ask: Caller) -> None:
+    """It has an entry by then."""
+    nodeid, other = ask.at(b"own"), ask.at(b"other")
+    ask.set(nodeid, Fattr.SIZE, size=3)
+    ask.set(other, Fattr.SIZE, size=4)
+    ask.rename(b"own", b"first again")
+    ask.set(nodeid, Fattr.SIZE, size=2)
+    ask.rename(b"first again", b"other")
+    ask.get(nodeid)
+    ask.get(other)
+    ask.set(nodeid, Fattr.MODE, mode=0o600)
+    ask.forget(other, 1)
+    ask.remove(b"other")
+    ask.at(b"other")
+    ask.get(nodeid)
+
+
+def fill(at: Path) -> Layers:
+    """Names in the upper, in the lower, and in both."""
+    made = Layers(at, lowers=2)
+    upper, lower = made.upper / "d", made.lowers[0] / "d"
+    for directory in (upper, lower, made.lowers[1] / "d"):
+        (directory / "merged").mkdir(parents=True)
+        (directory / "both").write_text(directory.parts[-2])
+        (directory / "merged" / f"in {directory.parts[-2]}").touch()
+    for name in ("first", "own", "other", "stranger", "many"):
+        (upper / name).write_bytes(b"content")
+    (lower / "low").write_bytes(b"content")
+    (lower / "hidden").write_bytes(b"content")
+    (lower / "hidden by name").write_bytes(b"content")
+    (upper / "sub").mkdir()
+    (lower / "lowsub").mkdir()
+    (upper / "link").symlink_to("anywhere")
+    os.mkfifo(upper / "fifo")
+    os.mknod(upper / "null", stat.S_IFCHR | 0o666, os.makedev(1, 3))
+    os.mknod(upper / "hidden", stat.S_IFCHR, 0)
+    (upper / ".wh.hidden by name").touch()
+    os.link(upper / "many", upper / "several")
+    os.chown(upper / "stranger", 70_000, 70_000)
+    for layer in (made.upper, *made.lowers):
+        for path in (layer, *layer.rglob("*")):
+            os.utime(path, (0, 0), follow_symlinks=False)
+    return made
+
+
+def seen(path: Path) -> list[object]:
+    """All that is in a layer."""
+    found: list[object] = []
+    for above, directories, names in os.walk(path):
+        directories.sort()
+        for name in sorted([*directories, *names]):
+            one = Path(above, name)
+            a = one.lstat()
+            content = one.read_bytes() if stat.S_ISREG(a.st_mode) else b""
+            found.append((str(one.relative_to(path)), a.st_mode, a.st_uid, a.st_gid, a.st_nlink, a.st_rdev, content))
+    return found
+
+
+def known(served: Served) -> list[object]:
+    """All inodes that the kernel is taken to know."""
+    served.device.expect_nothing()
+    return [
+        (one.nodeid, one.type, one.nlookup, one.unlinked, one.name, one.parent and one.parent.nodeid,
+         {name: child.nodeid for name, child in (one.children or {}).items()})
+        for one in served.session.context.inodes.all()
+    ]  # fmt: skip
+
+
+def play_on_overlay(at: Path, ids: IdMap, asks: Callable[[Caller], None]) -> tuple[object, ...]:
+    made = fill(at)
+    overlay = Overlay(made)
+    began = time.time() - 1
+    try:
+        with following(overlay.tree, ids) as served:
+            caller = Caller(served, began)
+            asks(caller)
+            table = known(served)
+    finally:
+        overlay.close()
+    return caller.answers, table, seen(made.upper), [seen(path) for path in made.lowers]
+
+
+def play_on_source(at: Path, ids: IdMap, asks: Callable[[Caller], None]) -> tuple[object, ...]:
+    made = fill(at)
+    began = time.time() - 1
+    with following(SourceTree(Layer(os.fsencode(made.upper)), 64), ids) as served:
+        caller = Caller(served, began)
+        asks(caller)
+        table = known(served)
+    return caller.answers, table, seen(made.upper)
+
+
+@pytest.mark.parametrize("asks", SCRIPTS, ids=lambda asks: asks.__name__)
+@pytest.mark.parametrize("ids", MAPS)
+@pytest.mark.parametrize("play", [play_on_overlay, play_on_source], ids=["overlay", "source"])
+def test_answers_layers_and_inodes_are_the_same(
+    tmp_path: Path, play: Callable[..., tuple[object, ...]], ids: str, asks: Callable[[Caller], None]
+) -> None:
+    for name in ("python", "native"):
+        (tmp_path / name).mkdir()
+    with in_plain_python():
+        expected = play(tmp_path / "python", MAPS[ids], asks)
+    found = play(tmp_path / "native", MAPS[ids], asks)
+    for one, other in zip(found, expected, strict=True):
+        assert one == other
+
+
+def refusing(made: Served, monkeypatch: pytest.MonkeyPatch, *calls: str) -> None:
+    """Whatever comes to the tree that way fails from now on. All handlers of names look them up."""
+
+    def refuse(*arguments: object) -> None:
+        raise OSError(errno.EXDEV, "not natively")
+
+    for name in calls:
+        monkeypatch.setattr(type(made.session.context.tree), name, refuse)
+
+
+@pytest.mark.parametrize("kind", ["source", "overlay"])
+def test_the_plain_ones_are_served_natively(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    """Else nothing would be compared above."""
+    made = fill(tmp_path)
+    overlay = Overlay(made)
+    under: tree.Tree = overlay.tree if kind == "overlay" else SourceTree(Layer(os.fsencode(made.upper)), 64)
+    try:
+        with following(under, IDENTITY) as served:
+            ask = Caller(served, 0)
+            ask.set(ask.at(b"other"), Fattr.SIZE, size=3)  # has an entry from here on
+            files = {name: ask.at(name) for name in (b"own", b"other", b"link")}
+            sub, merged, many = (ask.at(name) for name in (b"sub", b"merged", b"many"))
+            ask.look(b"opens it", sub)
+            with monkeypatch.context() as patched:
+                refusing(served, patched, "change", "mknod", "lookup")
+                ask.answers.clear()
+                for name, nodeid in files.items():
+                    ask.set(nodeid, TIMES | Fattr.UID, atime=1, mtime=2, uid=7)
+                    if name != b"link":
+                        ask.set(nodeid, Fattr.MODE, mode=0o600)
+                    ask.rename(name, name + b" renamed")
+                    ask.rename(name + b" renamed", b"moved", sub)
+                    ask.remove(b"moved", sub)
+                ask.make(b"new")
+                ask.make(b"newer", uid=1000)
+                ask.rename(b"newer", b"new")
+                for nodeid in (sub, merged):
+                    ask.set(nodeid, Fattr.MODE, mode=0o700)
+                assert [one for one in ask.answers if isinstance(one, int) and one] == []
+                ask.set(many, Fattr.MODE, mode=0o600)
+                assert ask.answers[-1] == errno.EXDEV, "what has several names is left to Python"
+            del under
+    finally:
+        overlay.close()
+
+
+def test_what_the_lane_does_not_know_after_all_is_adopted_by_python(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = fill(tmp_path)
+    under = SourceTree(Layer(os.fsencode(made.upper)), 64)
+    of_no_device = under.plain()
+    assert of_no_device is not None
+    of_no_device.devices.clear()
+    monkeypatch.setattr(SourceTree, "plain", lambda tree: of_no_device)
+    with following(under, IDENTITY) as served:
+        ask = Caller(served, 0)
+        with monkeypatch.context() as patched:
+            refusing(served, patched, "mknod")
+            nodeid = ask.make(b"new")
+        assert nodeid == ask.at(b"new")
+        assert (made.upper / "d" / "new").exists()
+        with monkeypatch.context() as patched:
+            refusing(served, patched, "lookup")
+            ask.make(b"newer")
+        assert ask.answers[-1] == errno.EXDEV
+        del under
+
+
+def test_what_has_come_in_its_place_stays_as_it_is(tmp_path: Path) -> None:
+    made = fill(tmp_path)
+    with following(SourceTree(Layer(os.fsencode(made.upper)), 64), IDENTITY) as served:
+        nodeid = Caller(served, 0).at(b"own")
+        path = made.upper / "d" / "own"
+        path.rename(path.with_name("elsewhere"))
+        path.touch(mode=0o640)
+        unique = served.device.send(Opcode.SETATTR, setattr_body(Fattr.MODE, mode=0o600), nodeid)
+        while served.device.receive_any().unique != unique:
+            pass  # the news of it
+        assert stat.S_IMODE(path.stat().st_mode) == 0o640
+        assert stat.S_IMODE(path.with_name("elsewhere").stat().st_mode) == 0o600
