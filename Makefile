@@ -3,9 +3,14 @@
 
 # Debian packages: to run, to show (`make demo`), and to test.
 RUN_PACKAGES := python3 python3-venv fuse3
+# Besides, what makes it fast: a part is compiled where there is a compiler.
+BUILD_PACKAGES := $(RUN_PACKAGES) gcc libc6-dev python3-dev
 DEMO_PACKAGES := $(RUN_PACKAGES) util-linux busybox-static
-TEST_PACKAGES := $(DEMO_PACKAGES) python3-pip uidmap attr acl libcap2-bin e2fsprogs xfsprogs btrfs-progs strace inotify-tools bindfs \
-	fuse-overlayfs sshfs openssh-sftp-server gcc libc6-dev make dpkg-dev debootstrap podman crun buildah systemd-container
+TEST_PACKAGES := $(BUILD_PACKAGES) $(DEMO_PACKAGES) python3-pip uidmap attr acl libcap2-bin e2fsprogs xfsprogs btrfs-progs strace inotify-tools bindfs \
+	fuse-overlayfs sshfs openssh-sftp-server make dpkg-dev debootstrap podman crun buildah systemd-container
+
+# Those that shiftfs is measured beside, and what does the work.
+BENCH_PACKAGES := $(TEST_PACKAGES) mergerfs unionfs-fuse fio git tar
 
 # The virtual environment of this checkout, where every user may execute it.
 CACHE ?= $(if $(filter 0,$(shell id -u)),/var/cache,$(or $(XDG_CACHE_HOME),$(HOME)/.cache))
@@ -34,22 +39,25 @@ test: check
 	$(PYTHON) -P -m pytest --numprocesses=$(WORKERS) --dist=loadscope --no-loadscope-reorder $(PYTEST_ARGS)
 
 check:
-	@.ci/packages $(RUN_PACKAGES)
+	@.ci/packages $(BUILD_PACKAGES)
 	@.ci/venv $(VENV) test
 	$(PYTHON) -m ruff check --quiet $(CHECKED)
 	$(PYTHON) -m mypy --strict --no-error-summary $(CHECKED)
 
-# Cold lookups and walks beside other filesystems, what others wait while a mount is busy, overlays, containers.
+# A module of this checkout, with the installed package, which may have compiled parts.
+installed = $(PYTHON) -P -c 'import runpy, sys; sys.path.append("."); runpy.run_module("$(1)", None, "__main__", True)'
+
+# Beside other filesystems; `make bench BENCH_ARGS=--quick` takes minutes. Containers, and what others wait while a mount
+# is busy, are commands of their own.
 bench:
-	@.ci/packages $(TEST_PACKAGES)
+	@.ci/packages $(BENCH_PACKAGES)
 	@.ci/venv $(VENV) test
-	$(PYTHON) -m bench.cold
-	$(PYTHON) -m bench.latency
-	$(PYTHON) -m bench.layers
-	PYTHONPATH=tests $(PYTHON) -m bench.containers
+	$(call installed,bench) $(BENCH_ARGS)
+	$(call installed,bench.latency)
+	$(call installed,bench.containers)
 
 install:
-	@.ci/packages $(RUN_PACKAGES)
+	@.ci/packages $(BUILD_PACKAGES)
 	@.ci/venv $(PREFIX)
 	install -d $(BINDIR)
 	ln -sf $(PREFIX)/bin/shiftfs $(PREFIX)/bin/shiftfsctl $(BINDIR)/

@@ -1,11 +1,12 @@
 """What users of containers wait for, on rootless podman with shiftfs and with fuse-overlayfs as its mount program.
 
-`PYTHONPATH=tests python -m bench.containers [--rounds N] [--only JOB,...]`, as root, with the packages of `make test`.
+`python -m bench.containers [--rounds N] [--only JOB,...]`, as root, with the packages of `make test`.
 Both programs take turns over the same images, in storage and namespaces that go at the end; before each job the kernel
 forgets names and inodes. Jobs inside a container are timed there, after it has started. Medians are compared.
 """
 
 import argparse
+import statistics
 import sys
 import time
 from collections.abc import Callable
@@ -16,7 +17,8 @@ from harness.debian import busybox_tar, debian_tar
 from harness.leftovers import own_area
 from harness.podman import Engine, engine
 
-from .cold import drop_caches, report
+from .machine import described, machine
+from .mounting import drop_caches
 
 _LIMIT: Final = 600.0
 """Seconds that a command may take."""
@@ -108,8 +110,15 @@ def main() -> int:
                     podman.use(program)
                     drop_caches()
                     times[job][subject].append(call(podman))
-    report(times)
+    _report(times)
     return 0
+
+
+def _report(times: dict[str, dict[str, list[float]]]) -> None:
+    print(described(machine(Path("/var/tmp"), ["fuse-overlayfs", "podman"])))
+    for job, subjects in times.items():
+        ours, theirs = (statistics.median(subjects[name]) for name in ("shiftfs", "fuse-overlayfs"))
+        print(f"{job:<20}{ours:>10.3f} s{theirs:>10.3f} s  shiftfs / fuse-overlayfs {ours / theirs:.2f}")
 
 
 if __name__ == "__main__":

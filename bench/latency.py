@@ -9,7 +9,6 @@ import argparse
 import contextlib
 import mmap
 import os
-import shutil
 import signal
 import statistics
 import subprocess
@@ -21,8 +20,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final
 
-from .cold import drop_caches, make_tree
-from .machine import machine
+from harness import SHIFTFS
+from harness.commands import environment
+from harness.leftovers import own_area
+
+from .jobs import make_tree
+from .machine import described, machine
+from .mounting import drop_caches
 
 _WAIT: Final = 20.0
 _FILES: Final = 20_000
@@ -55,7 +59,7 @@ class Phase:
 @contextlib.contextmanager
 def mounted(command: list[str], at: Path) -> Iterator[None]:
     """Run a mount command; unmount at the end."""
-    subprocess.run(command, check=True, timeout=_WAIT)
+    subprocess.run(command, check=True, timeout=_WAIT, env=environment())
     try:
         yield
     finally:
@@ -106,11 +110,9 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--directory", default="/var/tmp")
     arguments = parser.parse_args()
-    work = Path(tempfile.mkdtemp(prefix="shiftfs-bench-", dir=arguments.directory))
-    try:
-        report(measure(work, int(arguments.size_gib * (1 << 30)), arguments.rounds))
-    finally:
-        shutil.rmtree(work)
+    tempfile.tempdir = arguments.directory
+    with own_area("bench") as work:
+        report(measure(work, int(arguments.size_gib * 1024) << 20, arguments.rounds))
     return 0
 
 
@@ -130,7 +132,7 @@ def measure(work: Path, size: int, rounds: int) -> dict[str, list[list[float]]]:
     try:
         while not os.path.ismount(source / "slow"):
             time.sleep(0.05)
-        with mounted([sys.executable, "-m", "shiftfs", "-o", "timeout=3600", str(source), str(mount)], mount):
+        with mounted([*SHIFTFS, "-o", "timeout=3600", str(source), str(mount)], mount):
             phase = Phase(mount, names)
             for _ in range(rounds):
                 phases["idle"].append(phase.sample(lambda: False))
@@ -148,7 +150,7 @@ def measure(work: Path, size: int, rounds: int) -> dict[str, list[list[float]]]:
 
 def report(phases: dict[str, list[list[float]]]) -> None:
     """Medians over the rounds."""
-    print(machine("bindfs"))
+    print(described(machine(Path("/var/tmp"), ["bindfs"])))
     print(f"{'phase':<14}{'samples':>9}{'median us':>11}{'p99 us':>9}{'max us':>10}{'p99 / idle':>12}")
     idle = statistics.median(percentile(times, 99) for times in phases["idle"])
     for name, rounds in phases.items():

@@ -1,0 +1,1 @@
+"""Filesystems to be compared with that no distribution has."""
