@@ -161,8 +161,9 @@ def test_a_mount_of_which_too_much_is_known_ends_and_no_other(layers: bool) -> N
     with marked(*options, source=source) as mark, two(mark) as (user, other):
         other.shell("mkdir own; touch own/1 own/2; ls -l own")
         before = descriptors(mark)
-        # Nothing that is opened: what is closed is news to the other.
-        script = f"mkdir many; cd many; seq {MEMORY >> 10} | xargs mkfifo; sleep 2; ls -l"
+        # Nothing that is opened: what is closed is news to the other. What the kernel has forgotten is looked up again.
+        again = "for n in $(seq 20); do ls -l >/dev/null || break; sleep 1; done; ls -l"
+        script = f"mkdir many; cd many; seq {MEMORY >> 10} | xargs mkfifo; {again}"
         said = user.run("sh", "-c", f"cd {user.target}; {script}", check=False, limit=60)
         assert "not connected" in said.stderr or "connection abort" in said.stderr
         assert other.shell("ls own") == "1\n2\n"
