@@ -1,11 +1,12 @@
-/* An inode's attributes, and that it has no ACL and no capability, where nothing about it is special: what
- * ops.attributes.getattr and ops.xattrs.getxattr do with nearly all inodes.
+/* An inode's attributes, and that it has no ACL and no capability and is no terminal, where nothing about it is special:
+ * what ops.attributes.getattr, ops.xattrs.getxattr and ops.control.ioctl do with nearly all inodes.
  *
  * Owns nothing. Looks at what is open, or is opened by its name and is the very inode. Loop thread.
  */
 #include "native.h"
 
 #include <fcntl.h>
+#include <sys/ioctl.h>
 #include <sys/stat.h>
 #include <sys/xattr.h>
 
@@ -54,6 +55,14 @@ int is_without(Lane *lane, uint64_t nodeid, const char *name)
         release_parts(&part, 1);
     }
     return error == ENODATA || (is_acl && error == EOPNOTSUPP);
+}
+
+/* Programs ask what they open whether it is a terminal (isatty(3)), as Python does of each file. */
+int is_for_terminals(Lane *lane, uint64_t nodeid, const char *body, size_t length)
+{
+    const struct fuse_ioctl_in *request = (const void *)body;
+    return length >= sizeof *request && length - sizeof *request == request->in_size
+        && _IOC_TYPE(request->cmd) == _IOC_TYPE(TCGETS) && find_nodeid(&lane->store->by_nodeid, nodeid) != NULL;
 }
 
 /* How many real inodes an entry is made of, and that is all there is to it; 0 if there is more. */

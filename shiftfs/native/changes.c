@@ -14,7 +14,7 @@
 #include <unistd.h>
 
 #define CHANGED (FATTR_MODE | OWNER | TIMES)
-#define WITHOUT_MEANING (FATTR_FH | FATTR_LOCKOWNER | FATTR_CTIME)
+#define WITHOUT_MEANING (FATTR_FH | FATTR_LOCKOWNER | FATTR_CTIME | FATTR_KILL_SUIDGID)   /* but see takes_set_ids */
 
 int init_changes(Lane *lane, PyObject *changes)
 {
@@ -148,6 +148,11 @@ static int apply(int fd, const Wanted *wanted)
     return !(wanted->valid & TIMES) || utimensat(AT_FDCWD, path, wanted->times, 0) == 0;
 }
 
+int takes_set_ids(const Wanted *wanted, mode_t mode)
+{
+    return wanted->valid & FATTR_KILL_SUIDGID && !(wanted->valid & FATTR_MODE) && mode & (S_ISUID | S_ISGID);
+}
+
 static int is_plain(const struct statx *found)
 {
     return found->stx_nlink != 0 && (S_ISDIR(found->stx_mode) || found->stx_nlink == 1) && !S_ISCHR(found->stx_mode)
@@ -223,7 +228,8 @@ static int set_attributes(Lane *lane, Inode *inode, const struct fuse_setattr_in
     int fd, is_found;
     Py_BEGIN_ALLOW_THREADS
     fd = open_reach(&reach);
-    is_found = fd >= 0 && look_at(fd, &found) == 0 && is_plain(&found) && is_key_of(&reach.key, &found);
+    is_found = fd >= 0 && look_at(fd, &found) == 0 && is_plain(&found) && is_key_of(&reach.key, &found)
+        && !takes_set_ids(&wanted, found.stx_mode);
     Py_END_ALLOW_THREADS
     uint32_t uid = 0, gid = 0;
     result = is_found && device_of(lane, statx_device(&found)) != NULL ? PLAIN : SPECIAL;

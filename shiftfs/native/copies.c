@@ -176,7 +176,10 @@ static int copy_up(Lane *lane, Copies *copies, const Subject *subject, const Wan
     lower = open_reach(&subject->lower);
     is_fit = lower >= 0 && look_at(lower, &found) == 0 && is_small(lane, copies, &subject->lower.key, &found);
     Py_END_ALLOW_THREADS
-    if (is_fit && (wanted == NULL || !(wanted->valid & (OWNER | FATTR_MODE)) || is_mapped(lane, &found))) {
+    if (wanted != NULL)
+        is_fit = is_fit && !takes_set_ids(wanted, found.stx_mode)
+            && (!(wanted->valid & (OWNER | FATTR_MODE)) || is_mapped(lane, &found));
+    if (is_fit) {
         Made as = made_as(&found, wanted);
         Py_BEGIN_ALLOW_THREADS
         made = make_copy(&copies->shop, subject->uuid, &as, found.stx_size, lower, &source, &key);

@@ -1,8 +1,8 @@
 /* The lane: requests that are read, served and answered without the interpreter.
  *
- * Owns counts of what it has served: LOOKUP, GETATTR, GETXATTR, FORGET and BATCH_FORGET, and what changes.c, data.c and
- * locks.c serve; all others, and those of the reflecting agents, are handed back as they came. Looks at what else there is to do
- * whenever its own connection has nothing to say, and every few requests. Loop thread.
+ * Owns counts of what it has served: LOOKUP, GETATTR, GETXATTR, IOCTL, FORGET and BATCH_FORGET, and what changes.c, data.c,
+ * listing.c and locks.c serve; all others, and those of the reflecting agents, are handed back as they came. Looks at what
+ * else there is to do whenever its own connection has nothing to say, and every few requests. Loop thread.
  */
 #include "native.h"
 
@@ -136,9 +136,11 @@ static int serve(Lane *lane, char *message, size_t size, uint64_t began)
         int result = attributes_of(lane, header->nodeid, &found.attr);
         return result == PLAIN ? answer(lane, header, 0, &found, sizeof found, began) : result;
     }
+    struct fuse_out_header none;
+    if (header->opcode == FUSE_IOCTL && is_for_terminals(lane, header->nodeid, body, length))
+        return answer(lane, header, ENOTTY, &none, sizeof none, began);
     if (header->opcode == FUSE_GETXATTR) {
         const char *name = body + sizeof(struct fuse_getxattr_in);
-        struct fuse_out_header none;
         int agents = is_agents(lane, header->pid);
         if (agents || length <= sizeof(struct fuse_getxattr_in) || !is_text(name, body + length - name)
             || !is_without(lane, header->nodeid, name))

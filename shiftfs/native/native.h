@@ -222,6 +222,7 @@ int skip_events(PyObject *reader);      /* reads what concerns nobody; is there 
 
 int attributes_of(Lane *lane, uint64_t nodeid, struct fuse_attr_out *out);
 int is_without(Lane *lane, uint64_t nodeid, const char *name);
+int is_for_terminals(Lane *lane, uint64_t nodeid, const char *body, size_t length);
 Py_ssize_t plain_count(Lane *lane, Inode *inode);
 int is_followed(Inode *inode);
 int is_written(Lane *lane, Inode *inode);
@@ -276,6 +277,8 @@ typedef struct {
     uint32_t valid, mode, uid, gid;
     struct timespec times[2];
 } Wanted;
+
+int takes_set_ids(const Wanted *wanted, mode_t mode);   /* Are bits of the mode to go, as well as what is wanted? */
 
 /* --- making.c --- */
 

@@ -7,6 +7,7 @@ import os
 import socket
 import stat
 import struct
+import termios
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from shiftfs.shift.idmap import IDENTITY
 from shiftfs.source import SourceTree
 from shiftfs.sys import files, handles, xattrs
 from shiftfs.tree import Attributes, RealKey
+from shiftfs.wire import abi
 from shiftfs.wire.abi import Opcode
 
 MANY = 300
@@ -135,6 +137,33 @@ def test_most_is_served_by_the_lane(tmp_path: Path) -> None:
             device.look(b"%d" % number, directory)
         listed(device, directory, 32768)
         assert counted.lookups == before
+
+
+@pytest.mark.parametrize("kind", ["source", "overlay"])
+def test_no_file_is_a_terminal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    """Which isatty(3) asks of each file that Python opens."""
+    made = layers(tmp_path)
+    overlay = Overlay(made)
+    tree: Any = overlay.tree if kind == "overlay" else SourceTree(Layer(os.fsencode(made.lowers[0])), 64)
+
+    try:
+        with following(tree, IDENTITY) as served_by:
+            device, lane = served_by.device, served_by.session._lane
+            assert lane is not None
+
+            def asked_of(nodeid: int, request: int, announced: int = 0) -> int:
+                return device.ask(Opcode.IOCTL, abi.IOCTL_IN.pack(0, 0, request, 0, announced, 64), nodeid).errno
+
+            directory = device.look(b"d")
+            known = [device.look(name, directory) for name in (b"lower0-007", b"lower0-fifo", b"lower0-hard")]
+            for nodeid in (*known, directory):
+                assert asked_of(nodeid, termios.TCGETS) == asked_of(nodeid, termios.TIOCGWINSZ) == errno.ENOTTY
+            assert {opcode: count for opcode, count, *_ in lane.counts()}[Opcode.IOCTL] == 8, "all of that"
+            assert asked_of(1 << 40, termios.TCGETS) == errno.ESTALE
+            assert asked_of(known[0], termios.TCGETS, announced=4) == errno.EINVAL
+            del tree, served_by
+    finally:
+        overlay.close()
 
 
 @pytest.mark.parametrize("kind", ["source", "overlay"])

@@ -147,6 +147,12 @@ def owners(ask: Caller) -> None:
         ask.set(nodeid, Fattr.UID, uid=5)
         ask.set(nodeid, Fattr.GID, gid=0xFFFFFFFF)
         ask.set(nodeid, Fattr.UID | Fattr.KILL_SUIDGID, uid=100_009)
+        for mode in (0o4755, 0o2755, 0o2644, 0o755):
+            ask.set(nodeid, Fattr.MODE, mode=mode)
+            ask.set(nodeid, Fattr.UID | Fattr.GID | Fattr.KILL_SUIDGID, uid=100_010, gid=100_011)
+        ask.set(nodeid, Fattr.UID | Fattr.MODE | Fattr.KILL_SUIDGID, uid=100_012, mode=0o4711)
+    for name in (b"low set-id", b"low set-id for nobody"):
+        ask.set(ask.at(name), Fattr.GID | Fattr.KILL_SUIDGID, gid=100_011)
 
 
 @script
@@ -331,6 +337,9 @@ def fill(at: Path) -> Layers:
     for name in ("first", "own", "other", "stranger", "many"):
         (upper / name).write_bytes(b"content")
     (lower / "low").write_bytes(b"content")
+    for name, mode in (("low set-id", 0o6755), ("low set-id for nobody", 0o2644)):
+        (lower / name).write_bytes(b"content")
+        (lower / name).chmod(mode)
     (lower / "hidden").write_bytes(b"content")
     (lower / "hidden by name").write_bytes(b"content")
     (upper / "sub").mkdir()
@@ -438,6 +447,7 @@ def test_the_plain_ones_are_served_natively(tmp_path: Path, monkeypatch: pytest.
                 ask.answers.clear()
                 for name, nodeid in files.items():
                     ask.set(nodeid, TIMES | Fattr.UID, atime=1, mtime=2, uid=7)
+                    ask.set(nodeid, Fattr.UID | Fattr.GID | Fattr.KILL_SUIDGID, uid=7, gid=8)
                     if name != b"link":
                         ask.set(nodeid, Fattr.MODE, mode=0o600)
                     ask.rename(name, name + b" renamed")
