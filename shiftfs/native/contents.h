@@ -16,6 +16,7 @@ typedef struct {
     PyObject *elsewhere;        /* elsewhere(inode): something was appended where the kernel does not expect it */
     PyObject *aside;            /* Reads: where those go that have to wait */
     Py_buffer scratch;
+    Patience patience;          /* with reads */
     int noatime;                /* O_NOATIME or 0 */
     int reads, writes;          /* is that left to the handlers, as somebody else listens? */
 } Contents;

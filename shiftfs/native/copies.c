@@ -244,7 +244,7 @@ int bring_up(Lane *lane, Inode *inode, const Wanted *wanted, int *copy)
         || (inode->watch != NULL && inode->watch != Py_None))
         return SPECIAL;
     Copies *copies = (Copies *)lane->copies;
-    if (is_slow(&copies->shop))
+    if (is_slow(&copies->shop.patience))
         return SPECIAL;
     PyObject *entry = PyObject_GetAttrString((PyObject *)inode, "entry");  /* made, if nobody has asked for it so far */
     if (entry == NULL)

@@ -14,6 +14,7 @@
 
 #define REGULAR (S_IFREG >> 12)
 #define SMALL_WRITE (64 * 1024)         /* as in ops/files.py */
+#define READ_PATIENCE 400000            /* nanoseconds */
 #define SLOW_WRITE 2000000              /* nanoseconds */
 #define SLOW_DEVICE 1.0                 /* seconds */
 
@@ -135,6 +136,29 @@ static ssize_t read_cached(int fd, char *room, size_t size, off_t offset)
     return preadv2(fd, &part, 1, offset + count, RWF_NOWAIT) == 0 ? count : -EAGAIN;
 }
 
+/* Has somebody asked for something meanwhile? */
+static int is_anybody_waiting(const Lane *lane)
+{
+    struct pollfd ours = {.fd = lane->fd, .events = POLLIN};
+    return poll(&ours, 1, 0) != 0;
+}
+
+/* The same, as soon as a quick disk has given it, unless others wait; -EAGAIN if it has not. */
+static ssize_t read_soon(const Lane *lane, Contents *contents, int fd, size_t size, off_t offset)
+{
+    if (is_slow(&contents->patience) || is_anybody_waiting(lane))
+        return -EAGAIN;
+    posix_fadvise(fd, offset, (off_t)size, POSIX_FADV_WILLNEED);
+    Wait wait = begin_wait(&contents->patience, READ_PATIENCE);
+    ssize_t count;
+    do
+        count = read_cached(fd, contents->scratch.buf, size, offset);
+    while (count == -EAGAIN && !is_anybody_waiting(lane) && goes_on(&wait));
+    if (count != -EAGAIN)
+        was_worth_it(&wait);
+    return count;
+}
+
 static int read_contents(Lane *lane, Contents *contents, const struct fuse_in_header *header, const char *body,
                          uint64_t began)
 {
@@ -153,12 +177,19 @@ static int read_contents(Lane *lane, Contents *contents, const struct fuse_in_he
     if (result != PLAIN)
         return result;
     size_t size = request->size < (size_t)contents->scratch.len ? request->size : (size_t)contents->scratch.len;
+    off_t offset = (off_t)request->offset;
     ssize_t count;
     Py_BEGIN_ALLOW_THREADS
-    count = read_cached(held.fd, contents->scratch.buf, size, (off_t)request->offset);
+    count = read_cached(held.fd, contents->scratch.buf, size, offset);
     Py_END_ALLOW_THREADS
-    int is_taken = (count == -EAGAIN || count == -EOPNOTSUPP) && is_local(lane, held.real)
-        && read_aside(contents->aside, header, held.fd, size, (off_t)request->offset, began);
+    int is_aside = (count == -EAGAIN || count == -EOPNOTSUPP) && is_local(lane, held.real);
+    if (is_aside && count == -EAGAIN && lane->spins) {
+        Py_BEGIN_ALLOW_THREADS
+        count = read_soon(lane, contents, held.fd, size, offset);
+        Py_END_ALLOW_THREADS
+        is_aside = count == -EAGAIN;
+    }
+    int is_taken = is_aside && read_aside(contents->aside, header, held.fd, size, offset, began);
     let_go(&held);
     return is_taken ? PLAIN : count < 0 ? SPECIAL
         : respond(lane, header, 0, contents->scratch.buf, (size_t)count, began);
@@ -206,13 +237,6 @@ static int note_slow(PyObject *dictionary, uint64_t device, double until)
 static int is_free(const Contents *contents, Inode *inode)
 {
     return PyDict_GET_SIZE(contents->at_work) == 0 || PyDict_Contains(contents->at_work, (PyObject *)inode) == 0;
-}
-
-/* Has somebody asked for something while a large request was received? */
-static int is_anybody_waiting(const Lane *lane)
-{
-    struct pollfd ours = {.fd = lane->fd, .events = POLLIN};
-    return poll(&ours, 1, 0) != 0;
 }
 
 /* Does a write go to the page cache at once, with nobody holding the inode there, and nobody waiting for it to end? What

@@ -1,27 +1,21 @@
 /* A copy of a small file that has no name yet, whole and on the disk; or none at all.
  *
- * Owns how long copies have been slow, or whether none can be made. Nobody is waited for without a bound: what the disk
- * has not read or written within moments is not made here. Holds no state of the interpreter's, nor its lock. Loop thread.
+ * Owns whether none can be made. Nobody is waited for without a bound (patience.c): what the disk has not read or written
+ * within moments is not made here. Holds no state of the interpreter's, nor its lock. Loop thread.
  */
 #include "native.h"
 
 #include <endian.h>
 #include <fcntl.h>
 #include <linux/fs.h>
-#include <sched.h>
 #include <sys/ioctl.h>
 #include <sys/syscall.h>
 #include <sys/uio.h>
 #include <sys/xattr.h>
-#include <time.h>
 #include <unistd.h>
 
 #define CACHESTAT 451               /* Linux 6.5 */
 #define PATIENCE 2000000            /* nanoseconds that a disk is waited for, awake */
-#define AT_FIRST 200000             /* of these, without letting others run */
-#define SLOW 10000000               /* for which nothing is tried, once that was not enough; then twice as long, ... */
-#define SLOWEST 1280000000          /* ... up to here */
-#define NEVER UINT64_MAX
 #define LARGEST_HANDLE 128
 
 /* struct cachestat_range and struct cachestat of linux/mman.h, which may be older */
@@ -33,40 +27,8 @@ struct pages {
     uint64_t cached, dirty, written, evicted, recently_evicted;
 };
 
-static uint64_t now(void)
-{
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
-}
-
-int is_slow(const Workshop *shop)
-{
-    return shop->slow_until != 0 && now() < shop->slow_until;
-}
-
-static void note_slow(Workshop *shop)
-{
-    shop->slow_for = shop->slow_for == 0 ? SLOW : shop->slow_for < SLOWEST ? shop->slow_for * 2 : SLOWEST;
-    shop->slow_until = now() + shop->slow_for;
-}
-
-/* Is there time left to wait for the disk? At first nobody else is let run: that could take longer than the disk does, and
- * is no sign of a slow one. */
-static int waits(Workshop *shop, uint64_t until)
-{
-    uint64_t at = now();
-    if (at >= until) {
-        note_slow(shop);
-        return 0;
-    }
-    if (at + PATIENCE - AT_FIRST > until)
-        sched_yield();
-    return 1;
-}
-
 /* The whole content, as soon as the disk has given it. */
-static int read_soon(Workshop *shop, int source, size_t size, uint64_t until)
+static int read_soon(Workshop *shop, int source, size_t size, const Wait *wait)
 {
     struct iovec part = {shop->room, size + 1};
     do {
@@ -75,24 +37,24 @@ static int read_soon(Workshop *shop, int source, size_t size, uint64_t until)
             return 1;
         if (count > (ssize_t)size || (count < 0 && errno != EAGAIN))
             return 0;
-    } while (waits(shop, until));
+    } while (goes_on(wait));
     return 0;
 }
 
 /* Is all of a file on the disk, as soon as it has been written there? */
-static int written_soon(Workshop *shop, int made, uint64_t until)
+static int written_soon(Workshop *shop, int made, const Wait *wait)
 {
     const struct span all = {0, 0};
     struct pages pages;
     for (;;) {
         if (syscall(CACHESTAT, made, &all, &pages, 0)) {
             if (errno == ENOSYS)
-                shop->slow_until = NEVER;
+                shop->patience.slow_until = NEVER;
             return 0;
         }
         if (pages.dirty == 0 && pages.written == 0)
             break;
-        if (!waits(shop, until))
+        if (!goes_on(wait))
             return 0;
     }
     unsigned all_of_it = SYNC_FILE_RANGE_WAIT_BEFORE | SYNC_FILE_RANGE_WRITE | SYNC_FILE_RANGE_WAIT_AFTER;
@@ -128,7 +90,7 @@ static int shares_content(Workshop *shop, int source, int made)
         return 0;
     shop->is_known_to_copy = failed && errno == EOPNOTSUPP;
     if (!shop->is_known_to_copy)
-        shop->slow_until = NEVER;
+        shop->patience.slow_until = NEVER;
     return !shop->is_known_to_copy;
 }
 
@@ -152,27 +114,24 @@ static int prepare(Workshop *shop, const char *uuid, const Made *as, int lower, 
 }
 
 /* The rest, but its name; the disk works meanwhile. Whoever writes may lose set-id bits by that, and all change times. */
-static int fill(Workshop *shop, const Made *as, size_t size, int source, int made, mode_t mode, uint64_t until)
+static int fill(Workshop *shop, const Made *as, size_t size, int source, int made, mode_t mode, const Wait *wait)
 {
-    if (!read_soon(shop, source, size, until) || pwrite(made, shop->room, size, 0) != (ssize_t)size)
+    if (!read_soon(shop, source, size, wait) || pwrite(made, shop->room, size, 0) != (ssize_t)size)
         return 0;
     int is_awaited = shop->syncs && size;
     if (is_awaited && sync_file_range(made, 0, 0, SYNC_FILE_RANGE_WRITE))
         return 0;
     if ((mode != (as->mode & 07777) && fchmod(made, as->mode & 07777)) || futimens(made, as->times))
         return 0;
-    if (is_awaited && !written_soon(shop, made, until))
+    if (is_awaited && !written_soon(shop, made, wait))
         return 0;
-    if (now() < until)
-        shop->slow_for = 0;
-    else
-        note_slow(shop);    /* to begin with it took long, for others that keep the disk busy */
+    was_worth_it(wait);
     return 1;
 }
 
 int make_copy(Workshop *shop, const char *uuid, const Made *as, size_t size, int lower, int *source, Key *key)
 {
-    uint64_t until = now() + PATIENCE;
+    Wait wait = begin_wait(&shop->patience, PATIENCE);
     *source = reopen(lower, O_RDONLY | O_NOATIME);
     if (*source < 0)
         return -1;
@@ -182,7 +141,7 @@ int make_copy(Workshop *shop, const char *uuid, const Made *as, size_t size, int
     mode_t mode;
     int made = openat(shop->directory, ".", O_TMPFILE | O_RDWR | O_CLOEXEC, at_first);
     if (made < 0 || (prepare(shop, uuid, as, lower, *source, made, key, &mode)
-                     && fill(shop, as, size, *source, made, mode, until)))
+                     && fill(shop, as, size, *source, made, mode, &wait)))
         return made;
     close(made);
     return -1;

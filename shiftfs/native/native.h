@@ -280,6 +280,25 @@ typedef struct {
 
 int takes_set_ids(const Wanted *wanted, mode_t mode);   /* Are bits of the mode to go, as well as what is wanted? */
 
+/* --- patience.c --- */
+
+#define NEVER UINT64_MAX
+
+/* Of one kind of work. */
+typedef struct {
+    uint64_t slow_until, slow_for;
+} Patience;
+
+typedef struct {
+    Patience *patience;
+    uint64_t began, until;
+} Wait;
+
+int is_slow(const Patience *patience);  /* Is nothing to be tried at present? */
+Wait begin_wait(Patience *patience, uint64_t most);
+int goes_on(const Wait *wait);          /* 0 when it has been in vain */
+void was_worth_it(const Wait *wait);    /* it is over */
+
 /* --- making.c --- */
 
 #define LARGEST_COPY (64 * 1024)    /* bytes of content */
@@ -290,7 +309,7 @@ typedef struct {
     int directory;
     int syncs;                  /* contents are on the disk before they have a name */
     int is_known_to_copy;       /* its filesystem shares no contents */
-    uint64_t slow_until, slow_for;
+    Patience patience;
     char room[LARGEST_COPY + 1];
 } Workshop;
 
@@ -300,8 +319,6 @@ typedef struct {
     mode_t mode;
     struct timespec times[2];
 } Made;
-
-int is_slow(const Workshop *shop);
 
 /* A copy of what the descriptor `lower` is of, open for writing, or -1; `uuid`: its filesystem's. `source` is left open, or
  * is -1. */

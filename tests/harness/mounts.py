@@ -114,12 +114,12 @@ def _write_abort(connection: Path) -> None:
 
 
 @contextmanager
-def loop_filesystem(kind: str, size_mb: int, *options: str) -> Iterator[Path]:
+def loop_filesystem(kind: str, size_mb: int, *options: str, image_in: Path | None = None) -> Iterator[Path]:
     """An ext4, xfs (from 300 MB) or btrfs (from 110 MB) of its own, mounted with `options`. Needs root."""
     make = {"ext4": ["-q", "-F", "-I", "256"], "xfs": ["-q", "-f"], "btrfs": ["-q", "-f"]}[kind]
     path = open_directory(f"{kind}-")
     try:
-        with tempfile.NamedTemporaryFile(prefix=f"{kind}-", suffix=".img") as image:
+        with tempfile.NamedTemporaryFile(prefix=f"{kind}-", suffix=".img", dir=image_in) as image:
             os.truncate(image.name, size_mb << 20)
             run([f"mkfs.{kind}", *make, image.name])
             # umount frees the loop device that mount took for it.
