@@ -5,12 +5,14 @@ files registered, on the loop thread; notices are written by workers, since the 
 """
 
 import errno
+import fcntl
 import mmap
 import os
 import threading
 from typing import Final
 
 from .sys import privileges
+from .tree import Descriptor
 
 HEADER_ROOM = 4096
 """What the kernel demands beyond max_write (fs/fuse/dev.c, fuse_dev_do_read)."""
@@ -28,9 +30,10 @@ class Disconnected(Exception):
 
 class Buffers:
     """Where requests are read to, and files, by the connections of one loop, which is at one request at a time.
-    `max_write`: the largest write in bytes that will be negotiated."""
+    `max_write`: the largest write in bytes that will be negotiated. `has_pipe`: large writes may go through a pipe, if
+    we have the right to one that is large enough (pipe(7))."""
 
-    def __init__(self, max_write: int) -> None:
+    def __init__(self, max_write: int, has_pipe: bool = False) -> None:
         # Whole pages: the kernel reads by them, and would take a shorter answer for the end of the file.
         self.max_write = -(-max_write // _PAGE) * _PAGE
         self.size = self.max_write + HEADER_ROOM
@@ -38,6 +41,8 @@ class Buffers:
         # Pages that nobody has used yet are none.
         self.scratch = memoryview(mmap.mmap(-1, self.max_write, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS))
         self._spare: list[bytearray] = []
+        self.pipe = _pipe(self.size + _PAGE) if has_pipe else None
+        """Where data leaves it, and where it enters; empty between two requests."""
 
     def detach(self) -> bytearray:
         """Give the buffer of the present request away, to be returned with `recycle`; requests go on in another."""
@@ -49,6 +54,15 @@ class Buffers:
         """A detached buffer is free again."""
         if len(self._spare) < 4:
             self._spare.append(buffer)
+
+
+def _pipe(room: int) -> tuple[Descriptor, Descriptor] | None:
+    out, enter = (Descriptor(fd, os.close, True) for fd in os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC))
+    try:
+        fcntl.fcntl(enter.fd, fcntl.F_SETPIPE_SZ, room)
+    except OSError:
+        return None
+    return out, enter
 
 
 class Channel:

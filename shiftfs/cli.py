@@ -14,7 +14,8 @@ from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
-from . import faults, mount
+from . import faults, mount, native
+from .channel import Buffers
 from .daemon import Daemon, tell_service_manager
 from .interpreter import Interpreter
 from .loop import INTERRUPTING, Loop
@@ -158,6 +159,8 @@ class Mount:
         self._is_stopping = False
         self._failure: Exception | None = None
         bound, unlinked = raise_descriptor_limit(len(options.lowerdirs))
+        # Before we lose the right to a large pipe.
+        self._buffers = Buffers(options.max_write or _MAX_WRITE, has_pipe=native.Lane is not None)
         stay_within_quota()
         if options.mark:
             unlinked = bound  # the rest is for the mounts that are made of it
@@ -199,8 +202,8 @@ class Mount:
                 timeout=options.timeout,
                 serves_open=serves_open,
                 serves_opendir=asks,
-                max_write=options.max_write or _MAX_WRITE,
                 report=self._report,
+                buffers=self._buffers,
                 log=self._log,
                 trace=self._log if options.debug else None,
                 only_uids=only_uids,

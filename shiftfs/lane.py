@@ -84,6 +84,7 @@ def of(
         changes=None if syncs_directories else _changes(ctx, handlers, plain.names), contents=contents,
         locks=_locks(ctx, handlers), listings=ctx.listings, open=plain.open,
         copies=_copies(plain.copies),
+        pipe=tuple(end.fd for end in buffers.pipe) if buffers.pipe is not None else None,
     )  # fmt: skip
     return made
 

@@ -62,7 +62,7 @@ class Session:
         *,
         timeout: float,
         serves_open: bool,
-        max_write: int,
+        buffers: Buffers,
         report: Callable[[str, int, float], bytes],
         log: Callable[[str], None],
         trace: Callable[[str], None] | None = None,
@@ -72,19 +72,16 @@ class Session:
         serves_opendir: bool | None = None,
         passthrough: bool = False,
         writeback: bool = False,
-        buffers: Buffers | None = None,
     ) -> None:
         """Takes over `fd`. `only_uids`: who may use the mount at all (allow_root). `syncs_directories`: a change of
         one is on disk before it is answered (dirsync). `read_only`: nobody changes anything (EROFS). `serves_opendir`:
         opening a directory reaches us; if not given, as `serves_open`. `trace` gets a line per request.
         `passthrough`: the kernel may read and write files of the layers by itself, if it can. `writeback`: nobody else
-        changes the layers, and the kernel may collect what is written. `buffers`: those of all
-        sessions of the loop, of this `max_write`."""
+        changes the layers, and the kernel may collect what is written. `buffers`: those of all sessions of the loop."""
         self._loop = loop
         self.submit = loop.submit
-        self._buffers = buffers = buffers or Buffers(max_write)
+        self._buffers = buffers
         self._channel = Channel(fd, buffers)
-        self._max_write = buffers.max_write
         self._log = log
         self._trace = trace
         self._only_uids = only_uids
@@ -311,7 +308,7 @@ class Session:
             return
         try:
             agreed = negotiation.negotiate(
-                offer, max_write=self._max_write, refuse_open=not self.context.serves_open,
+                offer, max_write=self._buffers.max_write, refuse_open=not self.context.serves_open,
                 serve_locks=self.context.locks is not None, page_size=_PAGE, shows_acls=self.context.shows_acls,
                 allow_idmap=self._only_uids is None and not self.is_somebody_elses,
                 pass_through=self._passes_through, write_back=self._writes_back,

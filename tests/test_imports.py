@@ -43,7 +43,7 @@ RULES = {
     "locks.places": "locks.real layer tree runtime",
     "backing": "inodes tree sys.files",
     "ops": "native ops backing locks shares wire inodes tree shift sys.files sys.locks sys.process",
-    "channel": "sys",
+    "channel": "sys tree",
     "counters": "wire",
     "reads": "counters native wire",
     "reflect.journal": "",

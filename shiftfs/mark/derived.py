@@ -71,7 +71,6 @@ class DerivedMount:
             served.loop, fd, self._tree, served.uids, served.gids,
             timeout=served.timeout,
             serves_open=served.serves_open,
-            max_write=served.buffers.max_write,
             report=self._report,
             log=served.log,
             read_only=READ_ONLY in options,

@@ -320,7 +320,10 @@ static int write_at_once(Lane *lane, Contents *contents, const struct fuse_in_he
     struct stat after;
     ssize_t count;
     Py_BEGIN_ALLOW_THREADS
-    count = write_fully(fd, body + sizeof *request, request->size, offset, is_append ? RWF_APPEND : 0);
+    if (lane->pipe.left)
+        count = write_from_pipe(&lane->pipe, fd, offset);
+    else
+        count = write_fully(fd, body + sizeof *request, request->size, offset, is_append ? RWF_APPEND : 0);
     is_elsewhere = is_append && count >= 0 && (fstat(fd, &after) || after.st_size != offset + count);
     Py_END_ALLOW_THREADS
     /* Nothing has been written; or not all of what the kernel has collected, which takes any count for all of it. */
@@ -388,7 +391,15 @@ static int write_contents(Lane *lane, Contents *contents, const struct fuse_in_h
     }
     uint64_t device = inode->key.device;
     int is_slow_now = is_slow_device(contents->slow_until, device);
-    if (is_quick(lane, contents, request, is_slow_now, inode))
+    int is_quick_now = is_quick(lane, contents, request, is_slow_now, inode);
+    /* What is appended goes by a flag that splice(2) has not; of what the kernel has collected, all is to be there in case
+     * that some of it cannot be written. */
+    int is_at_hand = lane->pipe.left == 0 || (is_quick_now && !appends(request) && !(request->write_flags & FUSE_WRITE_CACHE))
+        || take_rest(&lane->pipe, (char *)header, header->len);
+    note_write(&lane->pipe, request->size);
+    if (!is_at_hand)
+        result = FAILED;
+    else if (is_quick_now)
         result = write_at_once(lane, contents, header, inode, held.fd, body, started, began);
     else if (appends(request))
         result = SPECIAL;

@@ -245,13 +245,16 @@ static int is_next_ours(Lane *lane)
  * always one who asks: only now and then is looked at what else there is. */
 static ssize_t receive(Lane *lane, PyObject *buffer, int served)
 {
+    char *room = PyByteArray_AS_STRING(buffer);
+    size_t most = (size_t)PyByteArray_GET_SIZE(buffer);
     if (served % LOOK == LOOK - 1) {
         poll_once(lane);
         if (lane->heard_count)
             return 0;
     }
     for (;;) {
-        ssize_t size = read(lane->fd, PyByteArray_AS_STRING(buffer), (size_t)PyByteArray_GET_SIZE(buffer));
+        ssize_t size = lane->pipe.is_expected ? receive_in_pipe(&lane->pipe, lane->fd, room, most)
+            : read(lane->fd, room, most);
         if (size >= 0 || errno != EAGAIN || served == 0)
             return size;
         if (poll_once(lane) && lane->heard_count == 0)
@@ -260,6 +263,16 @@ static ssize_t receive(Lane *lane, PyObject *buffer, int served)
             return 0;
         let_others_run();
     }
+}
+
+/* The pipe is empty again. What has been served needs no rest; others see a request as it came. */
+static int without_pipe(Lane *lane, PyObject *buffer, size_t size, int result)
+{
+    if (result == PLAIN)
+        drop_rest(&lane->pipe);
+    else if (!take_rest(&lane->pipe, PyByteArray_AS_STRING(buffer), size))
+        result = FAILED;
+    return result;
 }
 
 /* serve() -> the size of a request that is left to the handlers, in the present buffer; 0 for none; -errno */
@@ -282,6 +295,8 @@ static PyObject *Lane_serve(Lane *self, PyObject *unused)
         uint64_t began = now();
         self->gap = began - self->answered_at;
         int result = serve(self, PyByteArray_AS_STRING(buffer), (size_t)size, began);
+        if (self->pipe.left)
+            result = without_pipe(self, buffer, (size_t)size, result);
         Py_DECREF(buffer);
         if (result == FAILED)
             return NULL;
@@ -343,13 +358,13 @@ static int Lane_init(Lane *self, PyObject *args, PyObject *kwargs)
 #define NAME(it) #it,
 #define PLACE(it) (PyObject **)&self->it,
     static char *names[] = {"fd", "poll", REFERENCES(NAME) "devices", "is_layered", "first_lower", "last_layer", "spins",
-                             NULL};
-    PyObject **places[] = {REFERENCES(PLACE)}, *given[sizeof places / sizeof *places], *devices;
+                             "pipe", NULL};
+    PyObject **places[] = {REFERENCES(PLACE)}, *given[sizeof places / sizeof *places], *devices, *pipe;
     if (!PyArg_ParseTupleAndKeywords(
-            args, kwargs, "iiO!OO!O!O!OOOOOOOO!OOOOO!piip", names, &self->fd, &self->poll, &StoreType, &given[0], &given[1],
+            args, kwargs, "iiO!OO!O!O!OOOOOOOO!OOOOO!piipO", names, &self->fd, &self->poll, &StoreType, &given[0], &given[1],
             &PyDict_Type, &given[2], &PyDict_Type, &given[3], &PyList_Type, &given[4], &given[5], &given[6], &given[7],
             &given[8], &given[9], &given[10], &given[11], &ContentsType, &given[12], &given[13], &given[14], &given[15],
-            &given[16], &PyList_Type, &devices, &self->is_layered, &self->first_lower, &self->last_layer, &self->spins))
+            &given[16], &PyList_Type, &devices, &self->is_layered, &self->first_lower, &self->last_layer, &self->spins, &pipe))
         return -1;
     for (size_t at = 0; at < sizeof places / sizeof *places; at++)
         Py_XSETREF(*places[at], Py_NewRef(given[at]));
@@ -360,7 +375,7 @@ static int Lane_init(Lane *self, PyObject *args, PyObject *kwargs)
             return -1;
         self->devices[self->device_count++] = (Device){device, addend};
     }
-    return init_changes(self, self->changes);
+    return init_pipe(&self->pipe, pipe) || init_changes(self, self->changes) ? -1 : 0;
 }
 
 static int Lane_traverse(Lane *self, visitproc visit, void *arg)

@@ -13,6 +13,8 @@
 #include <string.h>
 #include <sys/stat.h>
 
+#include "splicing.h"
+
 #ifndef STATX_MNT_ID
 #define STATX_MNT_ID 0x1000       /* Linux 5.8; headers may be older */
 #endif
@@ -109,6 +111,7 @@ typedef struct {
     Count counts[OPCODES];
     int heard[EVENTS];          /* other descriptors that have been found ready, */
     int heard_count;            /* whose events may not come again */
+    Pipe pipe;
 } Lane;
 
 extern PyTypeObject LaneType;

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
+from shiftfs.channel import Buffers
 from shiftfs.loop import Loop
 from shiftfs.session import Session
 from shiftfs.shift.idmap import IDENTITY, IdMap
@@ -130,7 +131,7 @@ class Served:
             self.session = Session(
                 self.loop, self.device.fd, self._tree, *self._maps,
                 timeout=1.5,
-                max_write=MAX_WRITE,
+                buffers=Buffers(MAX_WRITE),
                 log=self.log.append,
                 **{
                     "serves_open": True, "report": lambda name, *wanted: name.encode(), "trace": self.trace.append,
