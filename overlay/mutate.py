@@ -164,12 +164,15 @@ class Mutation:
             known.parent = None  # it may have other names in the lower, none that we know
         return self.has_gone(known)
 
-    def unlink_alone(self, directory: Entry, name: bytes, known: Entry) -> bool:
-        """The same of a file that only the upper has, as nothing else has the name."""
-        upper = self._upper(directory)
-        with upper.held.removing(known.upper, upper, name):
-            os.unlink(name, dir_fd=upper.fd)
-        return self.has_gone(known)
+    def has_gone_natively(self, known: Entry, fd: int, is_last: bool) -> bool:
+        """The name of a file that only the upper has, as nothing else had the name, has been removed. As
+        shiftfs.tree.Names.has_gone."""
+        assert known.upper is not None
+        known.upper.held.pin_opened(known.upper, fd)
+        if not is_last:
+            return self.has_gone(known)
+        known.removed = True
+        return True
 
     def rmdir(self, directory: Entry, name: bytes, known: Entry) -> None:
         """Remove a directory that shows as empty."""

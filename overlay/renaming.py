@@ -80,17 +80,6 @@ class Renaming:
             return False
         return self._replaced(replaced)
 
-    def replace_alone(
-        self, directory: Entry, name: bytes, to: Entry, new_name: bytes, moved: Entry, replaced: Entry
-    ) -> bool:  # fmt: skip
-        """The same of a file that only the upper has onto another such."""
-        above, target = directory.upper, to.upper
-        assert above is not None and target is not None
-        with target.held.removing(replaced.upper, target, new_name):
-            files.rename(above.fd, name, target.fd, new_name, 0)
-        self.settle(moved, to, new_name)
-        return self._replaced(replaced)
-
     def _prepare(self, moved: Entry, directory: Entry, name: bytes, to: Entry, new_name: bytes) -> None:
         """What has to be written down with the inode before it has its new name."""
         upper, above = moved.upper, directory.upper
@@ -171,12 +160,3 @@ class Renaming:
             replaced.removed = True
             return True
         return self._mutation.has_gone(replaced)
-
-
-class NamesOfTheUpper:
-    """As shiftfs.tree.Names."""
-
-    def __init__(self, names: Mutation, renaming: Renaming) -> None:
-        self.unlink = names.unlink_alone
-        self.replace = renaming.replace_alone
-        self.has_moved = renaming.settle

@@ -20,6 +20,7 @@ from shiftfs.tree import (
     Descriptor,
     Listed,
     LockFile,
+    Names,
     Plain,
     RealKey,
     Space,
@@ -37,7 +38,7 @@ from .lookup import Lookup
 from .merge import Part
 from .mutate import Mutation
 from .numbers import Numbers
-from .renaming import NamesOfTheUpper, Renaming, keeps_redirects
+from .renaming import Renaming, keeps_redirects
 from .stack import Stack
 from .visible import Visible
 
@@ -56,7 +57,10 @@ class _Writing:
         self.renaming = Renaming(
             layers, lookup, self.work, self.names, keeps_redirects(redirect_dir, metacopy, self.work)
         )
-        self.of_the_upper = NamesOfTheUpper(self.names, self.renaming)
+        held = layers.held[0]
+        self.of_the_upper = Names(
+            self.renaming.settle, self.names.has_gone_natively, held.pinned, held.most_pinned
+        )  # fmt: skip
 
     def describe(self) -> dict[str, object]:
         """What is written on the upper, for `status`."""

@@ -95,8 +95,9 @@ class Descriptors:
         self._layer = layer
         self._paths: _Bounded = beside._paths if beside else _Bounded(max(bound // 2, 8), "path")
         self._data: _Bounded = beside._data if beside else _Bounded(max(bound // 2, 8), "data")
-        self._pinned: set[Entry] = beside._pinned if beside else set()
-        self._most_pinned = unlinked
+        self.pinned: set[Entry] = beside.pinned if beside else set()
+        """Those that no name leads to any more, `most_pinned` of them."""
+        self.most_pinned = unlinked
         self.writers: dict[Entry, float] = beside.writers if beside else {}
         """When each was written to last, or opened for that (time.monotonic()), of what may be open for it."""
         self.noatime = os.O_NOATIME if noatime else 0
@@ -274,18 +275,25 @@ class Descriptors:
         self._check_pins()
         self.path(entry)
         self._paths.drop(entry)
-        self._pinned.add(entry)
+        self.pinned.add(entry)
+
+    def pin_opened(self, entry: Entry, fd: int) -> None:
+        """The same of one that has been opened natively, where there was room for it."""
+        if entry.path is not None:
+            self._paths.drop(entry)
+        entry.path = Descriptor(fd, os.close)
+        self.pinned.add(entry)
 
     def unpin(self, entry: Entry) -> None:
         """It has a name again."""
-        if entry in self._pinned:
-            self._pinned.discard(entry)
+        if entry in self.pinned:
+            self.pinned.discard(entry)
             self._paths.hold(entry, self._layer.opens_by_handle)
 
     def unpin_if_found_again(self, entry: Entry) -> None:
         """It has names left, none that we know: without this, removing many of many hard links would hold as many
         descriptors. Where there are no handles, only as many as there may be paths are kept."""
-        if entry.handle is not None or len(self._pinned) > self._paths.maxsize:
+        if entry.handle is not None or len(self.pinned) > self._paths.maxsize:
             self.unpin(entry)
 
     @contextlib.contextmanager
@@ -316,20 +324,22 @@ class Descriptors:
         return False
 
     def _check_pins(self) -> None:
-        if len(self._pinned) >= self._most_pinned:
+        if len(self.pinned) >= self.most_pinned:
             raise OSError(errno.ENFILE, os.strerror(errno.ENFILE))
 
     def adopt_unnamed(self, entry: Entry, path: Descriptor) -> None:
         """An inode that never had a name (O_TMPFILE). ENFILE as for `pin`."""
         self._check_pins()
         entry.path = path
-        self._pinned.add(entry)
+        self.pinned.add(entry)
 
     def release(self, entry: Entry) -> None:
         """Close all that is held for the entry."""
         if entry.path is not None:
-            self._paths.drop(entry)
-            self._pinned.discard(entry)
+            if entry in self.pinned:
+                self.pinned.discard(entry)
+            else:
+                self._paths.drop(entry)
             entry.path = None
         if entry.data is not None:
             self.drop_data(entry)
@@ -356,7 +366,7 @@ class Descriptors:
         return {
             "paths": len(self._paths),
             "data": len(self._data),
-            "unlinked": len(self._pinned),
+            "unlinked": len(self.pinned),
             "bound": int(self._paths.maxsize + self._data.maxsize),
         }
 

@@ -78,7 +78,7 @@ def of(
         fd=fd, poll=poll, store=ctx.inodes, buffers=buffers, agents=agents, viewed=ctx.live.viewed,
         readers=ctx.live.readers,
         came_from=plain.came_from, made_of=plain.made_of, uids=ctx.uids.shown, gids=ctx.gids.shown,
-        adopt=ctx.adopt_directory, forget=partial(namespace.drop, ctx),
+        adopt=ctx.adopt_directory, forget=partial(namespace.drop, ctx), let_go=partial(namespace.let_go, ctx),
         devices=plain.devices, is_layered=ctx.tree.layered, first_lower=plain.first_lower, last_layer=plain.last_layer,
         spins=len(os.sched_getaffinity(0)) > 1,
         changes=None if syncs_directories else _changes(ctx, handlers, plain.names), contents=contents,
@@ -116,5 +116,5 @@ def _changes(ctx: Context, handlers: dict[int, Handler], names: Names | None) ->
     opcodes = sum(1 << opcode for opcode in _CHANGES if handlers.get(opcode) is own[opcode])
     return (
         opcodes, ctx.uids.real, ctx.gids.real, partial(namespace.made_natively, ctx),
-        partial(namespace.unlink_alone, ctx, names), partial(namespace.replace_alone, ctx, names), names.has_moved,
+        *names,
     )  # fmt: skip

@@ -22,6 +22,7 @@ from .tree import (
     Descriptor,
     Listed,
     LockFile,
+    Names,
     Plain,
     RealKey,
     Shown,
@@ -83,7 +84,8 @@ class SourceTree:
             return None
         devices = [(one, 0) for one in self._layer.plain_devices() if one == self._layer.device]
         held = self._held
-        return Plain(devices, 0, 0, None, None, self, held.writers, held.opened, held.path, held.noatime, None)
+        names = Names(self.found_at, self._has_gone, held.pinned, held.most_pinned)
+        return Plain(devices, 0, 0, None, None, names, held.writers, held.opened, held.path, held.noatime, None)
 
     def note_directory(self, entry: Entry) -> None:
         """It is known by its key alone."""
@@ -249,13 +251,9 @@ class SourceTree:
             self.found_at(replaced, directory, name)
         return not exchange and self._held.has_gone(replaced)
 
-    def replace(
-        self, directory: Entry, name: bytes, to: Entry, new_name: bytes, moved: Entry, replaced: Entry
-    ) -> bool:  # fmt: skip
-        return self.rename(directory, name, to, new_name, 0, moved, replaced)
-
-    def has_moved(self, moved: Entry, to: Entry, new_name: bytes) -> None:
-        self.found_at(moved, to, new_name)
+    def _has_gone(self, known: Entry, fd: int, is_last: bool) -> bool:
+        self._held.pin_opened(known, fd)
+        return is_last or self._held.has_gone(known)
 
     def change(self, entry: Entry, change: Change) -> None:
         self._layer.change(self._held.path(entry).fd, change)

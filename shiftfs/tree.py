@@ -176,18 +176,18 @@ class Owners(Protocol):
         """Take a capability away that is written down, too: the inode behind `fd` has another content."""
 
 
-class Names(Protocol):
-    """Changes of names of files with one name, of which no layer but the upper has anything, nor of the names; whoever
-    calls has seen to that."""
+class Names(NamedTuple):
+    """What is to be told of changes of names of files with one name, of which no layer but the upper has anything, nor
+    of the names.
 
-    def unlink(self, directory: Any, name: bytes, known: Any) -> bool:
-        """As Tree.unlink."""
+    `has_moved`: it has been renamed, in that directory, to that name. `has_gone`: its name has been removed, which was
+    the last if that is said. It takes over an O_PATH descriptor of the file, and says whether it has no name left, as
+    Tree.unlink. Those that have none are in `pinned`, while the kernel knows them; there may be `most_pinned`."""
 
-    def replace(self, directory: Any, name: bytes, to: Any, new_name: bytes, moved: Any, replaced: Any) -> bool:
-        """As Tree.rename, without flags."""
-
-    def has_moved(self, moved: Any, to: Any, new_name: bytes) -> None:
-        """It has been renamed."""
+    has_moved: Callable[[Any, Any, bytes], None]
+    has_gone: Callable[[Any, int, bool], bool]
+    pinned: set[Any]
+    most_pinned: int
 
 
 class PlainCopies(NamedTuple):

@@ -22,8 +22,8 @@ int init_changes(Lane *lane, PyObject *changes)
         return 0;
     Changes *may = &lane->may;
     unsigned long long opcodes;
-    if (!PyArg_ParseTuple(changes, "KOOOOOO", &opcodes, &may->uids, &may->gids, &may->made, &may->unlink, &may->replace,
-                          &may->settle))
+    if (!PyArg_ParseTuple(changes, "KOOOOOO!n", &opcodes, &may->uids, &may->gids, &may->made, &may->has_moved,
+                          &may->has_gone, &PySet_Type, &may->pinned, &may->most_pinned))
         return -1;
     may->opcodes = opcodes;
     may->own_uid = geteuid();

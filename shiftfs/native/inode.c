@@ -88,7 +88,7 @@ static void Inode_dealloc(Inode *self)
 }
 
 /* The tree makes its entry of where the inode was found. */
-static int make_entry(Inode *self)
+int make_entry(Inode *self)
 {
     if (self->entry != NULL)
         return 0;

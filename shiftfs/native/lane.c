@@ -15,6 +15,7 @@
 
 #define BATCH 256                 /* requests served before the loop looks at everything else */
 #define LOOK 8                    /* requests served before the lane looks whether there is anything else */
+#define LARGE 8192                /* blocks of an unlinked file, as in ops/namespace.py */
 #define SPIN 30000                /* nanoseconds that a next request is waited for without sleeping */
 
 static uint64_t now(void)
@@ -24,8 +25,40 @@ static uint64_t now(void)
     return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
 }
 
-/* The kernel drops references. What has never been more than a name goes here; all else, in Python. `left` is what the
- * request says: if this fails, the handlers get it, and none is dropped twice. */
+/* May an inode that the kernel forgets just go? Directories stay as long as anything in them is known. */
+static int is_forgotten_alone(Lane *lane, Inode *inode, uint64_t count)
+{
+    Inode *parent = (Inode *)inode->parent;
+    int is_dir = (inode->key.kind & 0xF) == S_IFDIR >> 12;
+    return !is_dir && (uint64_t)inode->nlookup == count && (parent == NULL || parent->nlookup > 0)
+        && (inode->watch == NULL || inode->watch == Py_None) && inode->children == NULL && has_one_place(lane, inode);
+}
+
+/* Nothing that was told leads to it any more. */
+static int untell(Inode *inode)
+{
+    Inode *parent = (Inode *)inode->parent;
+    int is_told = parent != NULL && parent->children != NULL
+        && PyDict_GetItem(parent->children, inode->name) == (PyObject *)inode;
+    return is_told && PyDict_DelItem(parent->children, inode->name);
+}
+
+/* May what goes with an inode's last name take long to free? */
+static int may_be_large(Lane *lane, Inode *inode)
+{
+    Part part;
+    struct statx found;
+    if (!inode->unlinked)
+        return 0;
+    if (!top_of(lane, inode, &part))
+        return 1;
+    int is_small = look_at(part.fd, &found) == 0 && found.stx_blocks <= LARGE;
+    release_parts(&part, 1);
+    return !is_small;
+}
+
+/* The kernel drops references. Directories, and what has several names, go in Python. `left` is what the request says: if
+ * this fails, the handlers get it, and none is dropped twice. */
 static int forget(Lane *lane, uint64_t nodeid, uint64_t *left)
 {
     uint64_t count = *left;
@@ -33,17 +66,21 @@ static int forget(Lane *lane, uint64_t nodeid, uint64_t *left)
     Inode **slot = find_nodeid(&lane->store->by_nodeid, nodeid);
     if (slot == NULL)
         return PLAIN;
-    Inode *inode = *slot, *parent = (Inode *)inode->parent;
-    if (inode->place == NULL || (uint64_t)inode->nlookup != count || parent->nlookup <= 0
-        || inode->watch != NULL || inode->children != NULL) {
+    if (!is_forgotten_alone(lane, *slot, count)) {
         PyObject *done = PyObject_CallFunction(lane->forget, "KK", (unsigned long long)nodeid,
                                                (unsigned long long)count);
         Py_XDECREF(done);
         return done == NULL ? FAILED : PLAIN;
     }
-    inode = take(lane->store, nodeid);
-    int is_told = parent->children != NULL && PyDict_GetItem(parent->children, inode->name) == (PyObject *)inode;
-    int failed = is_told && PyDict_DelItem(parent->children, inode->name);
+    Inode *inode = take(lane->store, nodeid);
+    inode->nlookup = 0;
+    int failed = untell(inode);
+    if (!failed && inode->entry != NULL) {
+        PyObject *is_to_be_seen = may_be_large(lane, inode) ? Py_True : Py_False;
+        PyObject *done = PyObject_CallFunctionObjArgs(lane->let_go, (PyObject *)inode, is_to_be_seen, NULL);
+        failed = done == NULL;
+        Py_XDECREF(done);
+    }
     Py_DECREF(inode);
     return failed ? FAILED : PLAIN;
 }
@@ -350,7 +387,7 @@ static PyObject *Lane_counts(Lane *self, PyObject *unused)
 /* What a lane refers to, in the order in which it is given. */
 #define REFERENCES(with) \
     with(store) with(buffers) with(agents) with(viewed) with(readers) with(came_from) with(made_of) with(uids) with(gids) \
-    with(adopt) with(forget) with(changes) with(contents) with(locks) \
+    with(adopt) with(forget) with(let_go) with(changes) with(contents) with(locks) \
     with(listings) with(open) with(copies)
 
 static int Lane_init(Lane *self, PyObject *args, PyObject *kwargs)
@@ -361,10 +398,11 @@ static int Lane_init(Lane *self, PyObject *args, PyObject *kwargs)
                              "pipe", NULL};
     PyObject **places[] = {REFERENCES(PLACE)}, *given[sizeof places / sizeof *places], *devices, *pipe;
     if (!PyArg_ParseTupleAndKeywords(
-            args, kwargs, "iiO!OO!O!O!OOOOOOOO!OOOOO!piipO", names, &self->fd, &self->poll, &StoreType, &given[0], &given[1],
+            args, kwargs, "iiO!OO!O!O!OOOOOOOOO!OOOOO!piipO", names, &self->fd, &self->poll, &StoreType, &given[0], &given[1],
             &PyDict_Type, &given[2], &PyDict_Type, &given[3], &PyList_Type, &given[4], &given[5], &given[6], &given[7],
-            &given[8], &given[9], &given[10], &given[11], &ContentsType, &given[12], &given[13], &given[14], &given[15],
-            &given[16], &PyList_Type, &devices, &self->is_layered, &self->first_lower, &self->last_layer, &self->spins, &pipe))
+            &given[8], &given[9], &given[10], &given[11], &given[12], &ContentsType, &given[13], &given[14], &given[15],
+            &given[16], &given[17], &PyList_Type, &devices, &self->is_layered, &self->first_lower, &self->last_layer,
+            &self->spins, &pipe))
         return -1;
     for (size_t at = 0; at < sizeof places / sizeof *places; at++)
         Py_XSETREF(*places[at], Py_NewRef(given[at]));

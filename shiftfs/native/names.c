@@ -54,6 +54,16 @@ static int is_name(const Lane *lane, const char *name, size_t size)
         && !is_dot(name) && !(lane->is_layered && strncmp(name, ".wh.", 4) == 0);
 }
 
+int has_one_place(Lane *lane, Inode *inode)
+{
+    PyObject *others = PyObject_GetAttrString((PyObject *)lane->store, "_other_places");
+    int is_so = others != NULL && PyDict_Check(others)
+        && (PyDict_GET_SIZE(others) == 0 || PyDict_Contains(others, (PyObject *)inode) == 0);
+    Py_XDECREF(others);
+    PyErr_Clear();
+    return is_so;
+}
+
 /* The file that the kernel was told is there, if it is one of the upper alone, with no other name that is known. NULL
  * with no exception set where that is special. The table keeps it. */
 static Inode *told_alone(Lane *lane, const Place *place, PyObject *name)
@@ -66,10 +76,7 @@ static Inode *told_alone(Lane *lane, const Place *place, PyObject *name)
         PyErr_Clear();
         return NULL;
     }
-    PyObject *others = PyObject_GetAttrString((PyObject *)lane->store, "_other_places");
-    int is_alone = others != NULL && PyDict_Check(others)
-        && (PyDict_GET_SIZE(others) == 0 || PyDict_Contains(others, (PyObject *)inode) == 0);
-    Py_XDECREF(others);
+    int is_alone = has_one_place(lane, inode);
     if (is_alone && inode->entry == NULL)
         is_alone = inode->place == place->parts[0].real;
     else if (is_alone && lane->is_layered) {
@@ -198,27 +205,87 @@ static int make_file(Lane *lane, Inode *parent, const struct fuse_in_header *hea
 
 /* --- removal --- */
 
+/* May one more that has no name stay open? */
+static int has_room(const Changes *may)
+{
+    return PySet_GET_SIZE(may->pinned) < may->most_pinned;
+}
+
+/* A descriptor of that file, if it, and nothing else, is what the layers have at the name; else -1. */
+static int open_only(const Place *place, const char *name, const Key *key)
+{
+    int fd = openat(place->parts[0].fd, name, O_PATH | O_NOFOLLOW | O_CLOEXEC);
+    struct statx found;
+    if (fd >= 0 && look_at(fd, &found) == 0 && found.stx_nlink == 1 && is_key_of(key, &found)
+        && is_absent(place->parts, 1, place->count, name))
+        return fd;
+    if (fd >= 0)
+        close(fd);
+    return -1;
+}
+
+static int has_no_name(int fd)
+{
+    struct statx found;
+    return look_at(fd, &found) == 0 && found.stx_nlink == 0;
+}
+
+/* A file has lost its name, and as a rule its last; `fd` is it, and its entry's from here on: it may be open, and is
+ * served until the kernel forgets it. As InodeTable.untell and bury have it. */
+static int lose_name(Lane *lane, Inode *parent, PyObject *name, Inode *inode, int fd, int is_last)
+{
+    PyObject *gone = PyObject_CallFunction(lane->may.has_gone, "OiO", inode->entry, fd, is_last ? Py_True : Py_False);
+    PyObject *nameless = gone == NULL ? NULL : PyBytes_FromStringAndSize(NULL, 0);
+    int is_gone = gone == Py_True;
+    Py_XDECREF(gone);
+    if (nameless == NULL)
+        return FAILED;
+    if (PyDict_DelItem(parent->children, name)) {
+        Py_DECREF(nameless);
+        return FAILED;
+    }
+    Py_CLEAR(inode->parent);
+    Py_SETREF(inode->name, nameless);
+    if (is_gone) {
+        inode->unlinked = 1;
+        unkey(lane->store, inode);
+    }
+    return PLAIN;
+}
+
+static int remove_told(Lane *lane, const Place *place, PyObject *name, Inode *inode)
+{
+    if (!has_room(&lane->may))
+        return SPECIAL;
+    if (make_entry(inode))
+        return FAILED;
+    const char *text = PyBytes_AS_STRING(name);
+    Key key = inode->key;
+    int fd, is_removed, is_last = 0;
+    Py_BEGIN_ALLOW_THREADS
+    fd = open_only(place, text, &key);
+    is_removed = fd >= 0 && unlinkat(place->parts[0].fd, text, 0) == 0;
+    if (is_removed)
+        is_last = has_no_name(fd);
+    else if (fd >= 0)
+        close(fd);
+    Py_END_ALLOW_THREADS
+    return is_removed ? lose_name(lane, place->inode, name, inode, fd, is_last) : SPECIAL;
+}
+
 static int remove_file(Lane *lane, Inode *parent, const char *name, Changed *changed)
 {
     Place place;
-    PyObject *called;
     if (!open_place(lane, parent, &place))
         return SPECIAL;
-    int result = SPECIAL;
-    Inode *inode = (called = PyBytes_FromString(name)) == NULL ? NULL : told_alone(lane, &place, called);
+    PyObject *called = PyBytes_FromString(name);
+    Inode *inode = called == NULL ? NULL : told_alone(lane, &place, called);
+    int result = called == NULL ? FAILED : SPECIAL;
     if (inode != NULL) {
-        Key key = inode->key;
-        int is_so;
         Py_INCREF(inode);
-        Py_BEGIN_ALLOW_THREADS
-        is_so = is_only(&place, name, &key);
-        Py_END_ALLOW_THREADS
-        if (is_so)
-            result = done(PyObject_CallFunctionObjArgs(lane->may.unlink, (PyObject *)parent, called, (PyObject *)inode,
-                                                       NULL), changed);
+        result = remove_told(lane, &place, called, inode);
         Py_DECREF(inode);
-    } else if (called == NULL)
-        result = FAILED;
+    }
     Py_XDECREF(called);
     close_place(&place);
     return result;
@@ -243,43 +310,67 @@ static int tell_elsewhere(Inode *inode, Inode *parent, PyObject *name, const Pla
     return PLAIN;
 }
 
+/* What is in the way of a file that gets a name; with no inode: nothing is. */
+typedef struct {
+    Inode *inode;
+    Key key;
+    int fd;             /* it, once it has lost its name to the other */
+    int has_gone;       /* and that was its last */
+} Replaced;
+
+/* Without the interpreter's lock; nothing has been done where it is false. */
+static int rename_onto(const Lane *lane, const Place *from, const char *name, const Key *key, const Place *to,
+                       const char *new_name, Replaced *replaced)
+{
+    if (!is_only(from, name, key))
+        return 0;
+    int source = from->parts[0].fd, target = to->parts[0].fd;
+    if (replaced->inode == NULL)
+        return is_free(lane, to, new_name) && renameat2(source, name, target, new_name, RENAME_NOREPLACE) == 0;
+    if ((replaced->fd = open_only(to, new_name, &replaced->key)) < 0)
+        return 0;
+    if (!is_unhidden(lane, to, new_name) || renameat2(source, name, target, new_name, 0) != 0) {
+        close(replaced->fd);
+        return 0;
+    }
+    replaced->has_gone = has_no_name(replaced->fd);
+    return 1;
+}
+
 static int move(Lane *lane, const Place *from, PyObject *name, const Place *to, PyObject *new_name, uint32_t flags,
                 Changed *changed)
 {
-    Inode *inode = told_alone(lane, from, name), *replaced = NULL;
+    Inode *inode = told_alone(lane, from, name);
+    Replaced replaced = {0};
     int is_told = to->inode->children == NULL ? 0 : PyDict_Contains(to->inode->children, new_name);
     if (is_told > 0)
-        replaced = told_alone(lane, to, new_name);
-    if (inode == NULL || is_told < 0 || (is_told && (replaced == NULL || replaced == inode || flags & RENAME_NOREPLACE)))
+        replaced.inode = told_alone(lane, to, new_name);
+    if (inode == NULL || is_told < 0)
         return is_told < 0 ? FAILED : SPECIAL;
-    const char *old_text = PyBytes_AS_STRING(name), *new_text = PyBytes_AS_STRING(new_name);
-    Key key = inode->key, other = replaced == NULL ? key : replaced->key;
-    int is_so, result;
+    if (is_told && (replaced.inode == NULL || replaced.inode == inode || flags & RENAME_NOREPLACE || !has_room(&lane->may)))
+        return SPECIAL;
+    if (replaced.inode != NULL && make_entry(replaced.inode))
+        return FAILED;
+    Key key = inode->key;
+    if (replaced.inode != NULL)
+        replaced.key = replaced.inode->key;
+    int is_moved, result = PLAIN;
     Py_INCREF(inode);
-    Py_XINCREF(replaced);
+    Py_XINCREF(replaced.inode);
     Py_BEGIN_ALLOW_THREADS
-    is_so = is_only(from, old_text, &key);
-    if (is_so && replaced != NULL)
-        is_so = is_only(to, new_text, &other) && is_unhidden(lane, to, new_text);
-    else if (is_so)
-        is_so = is_free(lane, to, new_text)
-            && renameat2(from->parts[0].fd, old_text, to->parts[0].fd, new_text, RENAME_NOREPLACE) == 0;
+    is_moved = rename_onto(lane, from, PyBytes_AS_STRING(name), &key, to, PyBytes_AS_STRING(new_name), &replaced);
     Py_END_ALLOW_THREADS
-    if (!is_so)
+    if (!is_moved)
         result = SPECIAL;
-    else if (replaced != NULL)
-        result = done(PyObject_CallFunctionObjArgs(lane->may.replace, (PyObject *)from->inode, name, (PyObject *)to->inode,
-                                                   new_name, (PyObject *)inode, (PyObject *)replaced, NULL), changed);
-    else {
-        result = PLAIN;
-        if (inode->entry != NULL)
-            result = done(PyObject_CallFunctionObjArgs(lane->may.settle, inode->entry, to->inode->entry, new_name, NULL),
-                          changed);
-        if (result == PLAIN)
-            result = tell_elsewhere(inode, from->inode, name, to, new_name);
-    }
+    if (is_moved && replaced.inode != NULL)
+        result = lose_name(lane, to->inode, new_name, replaced.inode, replaced.fd, replaced.has_gone);
+    if (result == PLAIN && inode->entry != NULL)
+        result = done(PyObject_CallFunctionObjArgs(lane->may.has_moved, inode->entry, to->inode->entry, new_name, NULL),
+                      changed);
+    if (result == PLAIN)
+        result = tell_elsewhere(inode, from->inode, name, to, new_name);
     Py_DECREF(inode);
-    Py_XDECREF(replaced);
+    Py_XDECREF(replaced.inode);
     return result;
 }
 

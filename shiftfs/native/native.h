@@ -47,6 +47,7 @@ Inode *new_inode(PyTypeObject *type, uint64_t nodeid, const Key *key);
 int read_key(PyObject *from, Key *key);
 PyObject *key_tuple(const Key *key);
 PyObject *or_none(PyObject *value);
+int make_entry(Inode *inode);       /* if it has none yet; -1: an exception is set */
 
 /* --- table.c --- */
 
@@ -70,6 +71,7 @@ Inode **find_key(const Index *index, const Key *key);
 int knows_number(const Index *by_key, uint64_t number);    /* Is there any of this inode number, on whatever device? */
 int insert(Store *store, Inode *inode);
 Inode *take(Store *store, uint64_t nodeid);     /* the reference goes to the caller */
+void unkey(Store *store, Inode *inode);
 
 /* --- lookup.c, lane.c --- */
 
@@ -91,7 +93,8 @@ typedef struct {
     uint64_t opcodes;           /* a bit for each */
     PyObject *uids, *gids;      /* real ones of those that are shown */
     PyObject *made;             /* made(parent, name) -> the entry reply of what has just been made there */
-    PyObject *unlink, *replace, *settle;
+    PyObject *has_moved, *has_gone, *pinned;    /* as tree.Names */
+    Py_ssize_t most_pinned;
     uint32_t own_uid, own_gid;
 } Changes;
 
@@ -99,8 +102,8 @@ typedef struct {
     PyObject_HEAD
     int fd, poll;
     Store *store;
-    PyObject *buffers, *agents, *viewed, *readers, *came_from, *made_of, *uids, *gids, *adopt, *forget, *changes, *contents,
-        *locks, *listings, *open, *copies;
+    PyObject *buffers, *agents, *viewed, *readers, *came_from, *made_of, *uids, *gids, *adopt, *forget, *let_go, *changes,
+        *contents, *locks, *listings, *open, *copies;
     Changes may;
     Device devices[MOST_LAYERS];
     int device_count;
@@ -269,6 +272,7 @@ int change(Lane *lane, const struct fuse_in_header *header, const char *body, si
 
 int is_changed_here(const Lane *lane, int layer);
 int real_id(PyObject *map, int is_given, uint32_t shown, uint32_t *real);
+int has_one_place(Lane *lane, Inode *inode);    /* Is no more than one name of it known? */
 int change_name(Lane *lane, Inode *inode, const struct fuse_in_header *header, const char *body, size_t length,
                 Changed *changed);
 

@@ -112,7 +112,7 @@ static void take_out(Index *index, Inode **slot, int by_key)
         PyErr_Clear();  /* it goes on as large as it is */
 }
 
-static void unkey(Store *store, Inode *inode)
+void unkey(Store *store, Inode *inode)
 {
     Inode **slot = find_key(&store->by_key, &inode->key);
     if (slot != NULL && *slot == inode)

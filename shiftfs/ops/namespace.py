@@ -7,7 +7,7 @@ from typing import Final
 
 from ..inodes import Inode
 from ..sys import files
-from ..tree import Descriptor, Names
+from ..tree import Descriptor
 from ..wire import replies, requests
 from ..wire.requests import Header
 from .context import DONE, Context, Payload, stale
@@ -56,7 +56,7 @@ def drop(ctx: Context, nodeid: int, count: int) -> None:
         let_go(ctx, inode)
 
 
-def let_go(ctx: Context, inode: Inode) -> None:
+def let_go(ctx: Context, inode: Inode, may_be_large: bool = True) -> None:
     """Close what is held for an inode that is known no more."""
     if inode.has_no_entry_yet:
         return
@@ -64,7 +64,7 @@ def let_go(ctx: Context, inode: Inode) -> None:
         ctx.backings.forgotten(inode)
     if ctx.times is not None:
         ctx.times.settle(inode)
-    held = _large(ctx, inode) if inode.unlinked else []
+    held = _large(ctx, inode) if may_be_large and inode.unlinked else []
     ctx.tree.release(inode.entry)
     if held:
         ctx.aside(held.clear)  # the last reference goes on the worker, and with it the file's blocks
@@ -176,31 +176,6 @@ def made_natively(ctx: Context, parent: Inode, name: bytes) -> Payload | int:
         return ctx.adopt(parent, name, *ctx.made(parent, name, stat.S_IFREG))
     except OSError as error:
         return error.errno or errno.EIO
-
-
-def unlink_alone(ctx: Context, names: Names, parent: Inode, name: bytes, inode: Inode) -> int | None:
-    try:
-        gone = names.unlink(parent.entry, name, inode.entry)
-    except OSError as error:
-        return error.errno or errno.EIO
-    ctx.inodes.untell(parent, name)
-    if gone:
-        ctx.inodes.bury(inode)
-    return None
-
-
-def replace_alone(
-    ctx: Context, names: Names, parent: Inode, name: bytes, target: Inode, new_name: bytes, moved: Inode,
-    replaced: Inode,
-) -> int | None:  # fmt: skip
-    try:
-        gone = names.replace(parent.entry, name, target.entry, new_name, moved.entry, replaced.entry)
-    except OSError as error:
-        return error.errno or errno.EIO
-    ctx.inodes.renamed(parent, name, target, new_name)
-    if gone:
-        ctx.inodes.bury(replaced)
-    return None
 
 
 def rename(ctx: Context, header: Header, request: requests.Rename) -> Payload:

@@ -261,6 +261,72 @@ def test_files_unlinked_together_stay_apart(place: Place) -> None:
             os.close(fd)
 
 
+@pytest.mark.parametrize("how", ["unlink", "rename over it", "both in turn"])
+def test_what_was_opened_and_not_read_is_read_without_a_name(place: Place, how: str) -> None:
+    """Opening may be no request, and nothing is cached: all that is known is that there is such a file."""
+    (place.layer / "dir").mkdir()
+    count = 100
+    for i in range(count):
+        (place.layer / f"dir/file{i}").write_bytes(b"%d" % i)
+    fds = [os.open(place.path / f"dir/file{i}", os.O_RDWR) for i in range(count)]
+    try:
+        for i in range(count):
+            path = place.path / f"dir/file{i}"
+            if how == "unlink" or (how == "both in turn" and i % 2):
+                path.unlink()
+            else:
+                place.new("new", b"new").rename(path)
+        drop_dentries()
+        for i in range(count):
+            place.new(f"dir/another{i}", b"another")  # the numbers of the old ones are taken
+        assert [os.pread(fd, 100, 0) for fd in fds] == [b"%d" % i for i in range(count)]
+        for fd in fds:
+            os.pwrite(fd, b"written", 0)
+        assert {os.fstat(fd).st_nlink for fd in fds} == {0}
+        assert {path.read_bytes() for path in (place.path / "dir").iterdir()} <= {b"another", b"new"}
+        assert {path.read_bytes() for path in (place.layer / "dir").iterdir()} <= {b"another", b"new"}
+    finally:
+        for fd in fds:
+            os.close(fd)
+
+
+def test_names_and_numbers_are_used_again(place: Place) -> None:
+    """Made, some left open, removed: each is its own file, whatever was there before."""
+    kept: dict[int, int] = {}
+    try:
+        for i in range(300):
+            path = place.new("file", b"%d" % i)
+            if i % 3 == 0:
+                kept[i] = os.open(path, os.O_RDONLY)
+            elif i % 3 == 1:
+                drop_dentries()
+            assert path.read_bytes() == b"%d" % i
+            path.unlink()
+        assert {i: os.pread(fd, 100, 0) for i, fd in kept.items()} == {i: b"%d" % i for i in kept}
+    finally:
+        for fd in kept.values():
+            os.close(fd)
+
+
+def test_all_that_is_removed_is_let_go(shown: Place) -> None:
+    """More of them than may be without a name at any time."""
+    mount = shown.mount
+    assert mount is not None
+    before = mount.stats()["inodes"]
+    for number in range(1500):
+        shown.new(f"file{number}", b"content")
+    for number in range(1500):
+        if number % 2:
+            (shown.path / f"file{number}").unlink()
+        else:
+            shown.new("new", b"new").rename(shown.path / f"file{number}")
+    wait_until(lambda: mount.status()["descriptors"]["unlinked"] == 0, "no unlinked file held")
+    for path in shown.path.iterdir():
+        path.unlink()
+    wait_until(lambda: mount.status()["descriptors"]["unlinked"] == 0, "no unlinked file held")
+    wait_until(lambda: mount.stats()["inodes"] <= before + 1, "none of them known")
+
+
 def test_an_unlinked_file_is_let_go_when_it_is_closed(shown: Place) -> None:
     mount = shown.mount
     assert mount is not None

@@ -45,6 +45,37 @@ def test_a_removed_name_is_gone(merged: Merged) -> None:
     shows(merged, {"dir": {"kept": b""}})
 
 
+def test_what_is_open_stays_without_a_name(merged: Merged) -> None:
+    """In whichever layer it is, and though nothing of it has been read, nor its opening been told."""
+    names = [f"file{number}" for number in range(40)]
+    tree: Tree = {name: name.encode() for name in names}
+    upper: Tree = {f"upper-{name}": name.encode() for name in names}
+    path = merged.write({"dir": tree}, upper={"dir": upper})
+    for name in names:
+        (path / f"dir/new-{name}").write_text(name)
+    fds = {name: os.open(path / "dir" / name, os.O_RDONLY) for name in sorted(os.listdir(path / "dir"))}
+    try:
+        for number, name in enumerate(fds):
+            if number % 2:
+                (path / "dir" / name).unlink()
+            else:
+                (path / "dir/temporary").write_text("new")
+                (path / "dir/temporary").rename(path / "dir" / name)
+        drop_dentries()
+        for number in range(60):
+            (path / f"dir/again{number}").write_text("another")
+        assert {name: os.pread(fd, 100, 0) for name, fd in fds.items()} == {
+            name: name.rpartition("-")[2].encode() for name in fds
+        }
+    finally:
+        for fd in fds.values():
+            os.close(fd)
+    (path / "dir/again0").rename(path / "dir/again1")
+    for name in os.listdir(path / "dir"):
+        (path / "dir" / name).unlink()
+    shows(merged, {"dir": {}})
+
+
 def test_a_directory_is_removed_once_it_shows_nothing(merged: Merged) -> None:
     path = merged.write({"dir": {"a": b"", "gone": None}}, {"dir": {"b": b"", "gone": b""}, "pure": {}})
     refuses(errno.ENOTEMPTY, (path / "dir").rmdir)

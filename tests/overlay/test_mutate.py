@@ -122,6 +122,25 @@ def test_a_removed_name_stays_for_who_has_it_open(layers: Layers) -> None:
         assert (overlay.tree.attributes(entry).nlink, entry.removed) == (0, True)
 
 
+@pytest.mark.parametrize("is_linked", [False, True])
+def test_what_was_removed_natively_stays_as_well(layers: Layers, is_linked: bool) -> None:
+    """It may have got another name in the last moment."""
+    (layers.upper / "own").write_bytes(b"upper")
+    with overlaid(layers) as overlay:
+        entry, plain = overlay.at(b"own"), overlay.tree.plain()
+        assert plain is not None and plain.names is not None
+        if is_linked:
+            os.link(layers.upper / "own", layers.upper / "other")
+        fd = os.open(layers.upper / "own", os.O_PATH)
+        (layers.upper / "own").unlink()
+        assert plain.names.has_gone(entry, fd, not is_linked) is entry.removed is not is_linked
+        assert overlay.tree.path(entry).fd == fd
+        assert os.pread(overlay.tree.data(entry, False).fd, 9, 0) == b"upper"
+        assert overlay.tree.attributes(entry).nlink == int(is_linked)
+        overlay.tree.release(entry)
+        assert overlay.tree.descriptors()["unlinked"] == 0
+
+
 # --- creation ---
 
 

@@ -164,6 +164,25 @@ def test_pinned_ones_are_kept(held: Descriptors, find: Find, files: list[bytes],
     assert held.count()["unlinked"] == 0 and entry.path is None
 
 
+@pytest.mark.parametrize("was_open", [False, True])
+def test_so_are_those_that_were_opened_by_somebody_else(
+    held: Descriptors, find: Find, files: list[bytes], source: Path, was_open: bool
+) -> None:
+    before = open_count()
+    entry = find(b"f0")
+    if was_open:
+        held.path(entry)
+    fd = os.open(source / "f0", os.O_PATH)
+    (source / "f0").unlink()
+    held.pin_opened(entry, fd)
+    evict_all(held, find, files[1:])
+    assert held.path(entry).fd == fd and os.fstat(fd).st_nlink == 0
+    assert held.count()["unlinked"] == 1
+    held.release(entry)
+    assert held.count()["unlinked"] == 0
+    assert open_count() <= before + BOUND
+
+
 def test_unpinned_ones_are_bounded_again(held: Descriptors, find: Find, files: list[bytes]) -> None:
     entry = find(b"f0")
     held.pin(entry)

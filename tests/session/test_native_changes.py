@@ -5,17 +5,24 @@ import os
 import stat
 import struct
 import time
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Final
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from harness import Layers
+from harness.bodies import reading, writing
 from harness.device import ENTRY_NODEID, Answer, Served
 from harness.overlaid import Overlay
 from harness.twins import MAPS, following, in_plain_python
 from shiftfs import tree
+from shiftfs.inodes import InodeTable
 from shiftfs.layer import Layer
 from shiftfs.shift.idmap import IDENTITY, IdMap
 from shiftfs.source import SourceTree
@@ -50,6 +57,7 @@ class Caller:
         self._device = served.device
         self._began = began
         self._numbers: dict[int, int] = {}
+        self.tells_numbers = True
         self.answers: list[Any] = []
         self.directory = self.look(b"d")
         self.look(b"first", self.directory)  # opens the directory
@@ -84,6 +92,22 @@ class Caller:
     def forget(self, nodeid: int, count: int) -> None:
         self._device.send(Opcode.FORGET, struct.pack("=Q", count), nodeid)
 
+    def forget_all(self, counts: dict[int, int]) -> None:
+        items = b"".join(struct.pack("=QQ", nodeid, count) for nodeid, count in counts.items())
+        self._device.send(Opcode.BATCH_FORGET, struct.pack("=II", len(counts), 0) + items, 0)
+
+    def read(self, nodeid: int) -> None:
+        answer = self._device.ask(Opcode.READ, reading(), nodeid)
+        self.answers.append(answer.errno or answer.payload)
+
+    def follow(self, nodeid: int) -> None:
+        answer = self._device.ask(Opcode.READLINK, b"", nodeid)
+        self.answers.append(answer.errno or answer.payload)
+
+    def write(self, nodeid: int, data: bytes) -> None:
+        answer = self._device.ask(Opcode.WRITE, writing(data), nodeid)
+        self.answers.append(answer.errno or answer.payload)
+
     def _nothing(self, answer: Answer) -> None:
         assert answer.payload == b""
         self.answers.append(answer.errno)
@@ -105,7 +129,7 @@ class Caller:
 
     def _shown(self, attr: tuple[int, ...]) -> tuple[int, ...]:
         shown = list(attr)
-        shown[0] = self._numbers.setdefault(attr[0], len(self._numbers))
+        shown[0] = self._numbers.setdefault(attr[0], len(self._numbers)) if self.tells_numbers else -1
         for at in TIMED:
             if at == TIMED[-1] or attr[at] >= self._began:
                 shown[at] = shown[at + 3] = -1
@@ -266,6 +290,30 @@ def removals(ask: Caller) -> None:
 
 
 @script
+def removals_of_what_is_in_use(ask: Caller) -> None:
+    """Opening is no request, so whatever is removed may be open: it is what it was until it is forgotten."""
+    ask.tells_numbers = False  # the filesystem may use one again, or not
+    for wrote in (False, True):
+        for name in (b"own", b"other", b"low", b"both", b"many", b"stranger", b"link"):
+            nodeid = ask.at(name) or ask.make(name)
+            if wrote:
+                ask.write(nodeid, b"written")
+                ask.read(nodeid)
+            ask.remove(name)
+            ask.make(name)  # its name is another's now
+            ask.read(nodeid)
+            ask.follow(nodeid)
+            ask.write(nodeid, b"more")
+            ask.set(nodeid, Fattr.MODE, mode=0o600)
+            ask.set(nodeid, Fattr.SIZE, size=3)
+            ask.read(nodeid)
+            ask.get(nodeid)
+            ask.remove(name)
+            ask.forget(nodeid, 1)
+            ask.read(nodeid)
+
+
+@script
 def removals_of_what_is_new(ask: Caller) -> None:
     names = (b"1", b"2", b"3")
     made = [ask.make(name) for name in names]  # all at first: the filesystem may use the number of one again, or not
@@ -326,6 +374,61 @@ def renames_of_what_has_been_used_otherwise(ask: Caller) -> None:
     ask.get(nodeid)
 
 
+@script
+def renames_onto_what_is_in_use(ask: Caller) -> None:
+    ask.tells_numbers = False  # the filesystem may use one again, or not
+    sub = ask.at(b"sub")
+    ask.look(b"opens it", sub)
+    for wrote in (False, True):
+        for name, to in ((b"own", None), (b"stranger", None), (b"in sub", sub)):
+            nodeid = ask.look(name, to or ask.directory) or ask.make(name, parent=to)
+            new = ask.make(b"new")
+            if wrote:
+                ask.write(nodeid, b"old content")
+                ask.write(new, b"new content")
+            ask.rename(b"new", name, to)
+            ask.look(name, to or ask.directory)
+            for one in (nodeid, new):
+                ask.read(one)
+                ask.write(one, b"more")
+                ask.get(one)
+            ask.forget(nodeid, 1)
+            ask.read(nodeid)
+            ask.read(new)
+            ask.forget(new, 2)
+            ask.read(new)
+
+
+@script
+def forgetting(ask: Caller) -> None:
+    """What was only looked up, was written to, has been removed, has several names; in part, in full, and too often."""
+    ask.tells_numbers = False  # the filesystem may use one again, or not
+    sub, empty = ask.at(b"sub"), ask.at(b"lowsub")
+    ask.look(b"opens it", sub)
+    for often in (1, 2):
+        for counts in ((1, 1), (2, 1), (often, often), (3, 1)):
+            names = (b"own", b"other", b"many", b"several", b"fifo", b"link")
+            nodes = [ask.at(name) or ask.make(name) for name in names]
+            below = ask.look(b"below", sub) or ask.make(b"below", parent=sub)
+            ask.write(nodes[0], b"written")
+            ask.write(below, b"written")
+            ask.remove(b"other")
+            for count in counts:
+                ask.forget_all(dict.fromkeys([*nodes, below, 1 << 40], count))
+            for nodeid in (*nodes, below):
+                ask.get(nodeid)
+            ask.forget_all(dict.fromkeys([*nodes, below], 10))
+    below = ask.make(b"below", parent=sub)
+    ask.write(below, b"written")
+    ask.forget_all({sub: 1, empty: 1})  # the first is needed as long as what is in it is known
+    ask.get(sub)
+    ask.get(empty)
+    ask.forget(below, 1)
+    ask.get(sub)
+    ask.forget(abi.ROOT_ID, 1)
+    ask.get(abi.ROOT_ID)
+
+
 def fill(at: Path) -> Layers:
     """Names in the upper, in the lower, and in both."""
     made = Layers(at, lowers=2)
@@ -370,10 +473,15 @@ def seen(path: Path) -> list[object]:
     return found
 
 
+def kept(served: Served) -> int:
+    """How many files without a name are held open."""
+    served.device.expect_nothing()
+    return served.session.context.tree.descriptors()["unlinked"]
+
+
 def known(served: Served) -> list[object]:
     """All inodes that the kernel is taken to know."""
-    served.device.expect_nothing()
-    return [
+    return [kept(served)] + [
         (one.nodeid, one.type, one.nlookup, one.unlinked, one.name, one.parent and one.parent.nodeid,
          {name: child.nodeid for name, child in (one.children or {}).items()})
         for one in served.session.context.inodes.all()
@@ -487,6 +595,179 @@ def test_what_the_lane_does_not_know_after_all_is_adopted_by_python(
             ask.make(b"newer")
         assert ask.answers[-1] == errno.EXDEV
         del under
+
+
+@contextmanager
+def serving(at: Path, kind: str, unlinked: int = 1024) -> Iterator[tuple[Served, Layers]]:
+    made = fill(at)
+    overlay = Overlay(made, unlinked=unlinked)
+    under: tree.Tree = overlay.tree
+    if kind == "source":
+        under = SourceTree(Layer(os.fsencode(made.upper)), 64, unlinked)
+    try:
+        with following(under, IDENTITY) as served:
+            yield served, made
+        del served, under
+    finally:
+        overlay.close()
+
+
+@contextmanager
+def by(which: str) -> Iterator[None]:
+    if which == "native":
+        yield
+    else:
+        with in_plain_python():
+            yield
+
+
+@pytest.mark.parametrize("which", ["python", "native"])
+@pytest.mark.parametrize("kind", ["source", "overlay"])
+def test_so_many_without_a_name_are_kept_and_no_more(tmp_path: Path, kind: str, which: str) -> None:
+    with by(which), serving(tmp_path, kind, unlinked=2) as (served, made):
+        ask = Caller(served, 0)
+        nodes = {name: ask.at(name) for name in (b"own", b"other", b"stranger")}
+        ask.make(b"new")
+        ask.answers.clear()
+        ask.remove(b"own")
+        ask.rename(b"new", b"other")
+        assert (ask.answers, kept(served)) == ([0, 0], 2)
+        ask.make(b"newer")
+        ask.answers.clear()
+        ask.remove(b"stranger")
+        ask.rename(b"newer", b"stranger")
+        assert (ask.answers, kept(served)) == ([errno.ENFILE, errno.ENFILE], 2)
+        assert (made.upper / "d/stranger").exists() and (made.upper / "d/newer").exists()
+        ask.forget(nodes[b"other"], 1)
+        assert kept(served) == 1
+        ask.rename(b"newer", b"stranger")
+        assert (ask.answers[2:], kept(served)) == ([0], 2)
+        ask.forget_all(dict.fromkeys(nodes.values(), 1))
+        assert kept(served) == 0
+
+
+@pytest.mark.parametrize("kind", ["source", "overlay"])
+def test_nothing_but_what_is_held_is_let_go_by_python(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    with serving(tmp_path, kind) as (served, _):
+        ask = Caller(served, 0)
+        ask.write(ask.at(b"own"), b"has an entry")
+        ask.write(ask.at(b"other"), b"has one, and no name")
+        nodes = [ask.at(name) for name in (b"own", b"other", b"stranger", b"link")]
+        ask.remove(b"other")
+        ask.remove(b"link")
+        counts = dict(zip(nodes, (2, 2, 1, 1), strict=True))
+        with monkeypatch.context() as patched:
+            patched.setattr(InodeTable, "forget", lambda table, nodeid, count: [])
+            patched.setattr(InodeTable, "untell", lambda table, parent, name: None)
+            ask.forget_all(counts)
+            assert kept(served) == 0
+        found = served.session.context.inodes
+        assert [found.find(nodeid) for nodeid in nodes] == [None] * 4
+        assert known_in(served, ask.directory) == {b"first"}
+        assert served.session.context.tree.descriptors()["data"] == 0
+        del found
+
+
+def known_in(served: Served, nodeid: int) -> set[bytes]:
+    """The names of a directory that the kernel is taken to know."""
+    return set(served.session.context.inodes.get(nodeid).children or {})
+
+
+@pytest.mark.parametrize("which", ["python", "native"])
+@pytest.mark.parametrize("is_large", [False, True])
+def test_what_takes_long_to_free_is_a_workers(tmp_path: Path, which: str, is_large: bool) -> None:
+    with by(which), serving(tmp_path, "overlay") as (served, made):
+        ask = Caller(served, 0)
+        nodeid = ask.at(b"own")
+        ask.remove(b"own")
+        served.device.expect_nothing()
+        with open(removed(), "wb") as file:  # it grows once it has no name
+            file.write(bytes(5 << 20 if is_large else 1 << 20))
+        calls: list[object] = []
+        served.session.context.aside = calls.append
+        ask.forget(nodeid, 1)
+        assert kept(served) == 0
+        assert len(calls) == int(is_large)
+        assert not (made.upper / "d/own").exists()
+
+
+def removed() -> str:
+    """What leads to the file that this process has open, and that has no name."""
+    (found,) = {
+        path for path in map(str, Path("/proc/self/fd").iterdir())
+        if os.path.islink(path) and os.readlink(path).endswith("/own (deleted)")
+    }  # fmt: skip
+    return found
+
+
+NAMES: Final = (b"own", b"other", b"low", b"a", b"b")
+STEPS: Final = st.lists(
+    st.tuples(
+        st.sampled_from(["look", "make", "write", "read", "remove", "rename", "move", "forget", "mode"]),
+        st.sampled_from(NAMES), st.sampled_from(NAMES),
+    ),
+    min_size=5, max_size=60,
+)  # fmt: skip
+
+
+class Kernel:
+    """Keeps what it was told of, and asks of it though it may have no name any more."""
+
+    def __init__(self, ask: Caller) -> None:
+        ask.tells_numbers = False  # the filesystem may use one again, or not
+        self._ask = ask
+        self._counts: Counter[int] = Counter()
+        self._last: dict[bytes, int] = {}
+        self._sub = ask.at(b"sub")
+        ask.look(b"opens it", self._sub)
+
+    def do(self, what: str, name: bytes, other: bytes) -> None:
+        ask, nodeid = self._ask, self._last.get(name, 0)
+        if what in ("look", "make"):
+            found = ask.at(name) if what == "look" else ask.make(name)
+            if found:
+                self._last[name] = found
+                self._counts[found] += 1
+        elif what == "remove":
+            ask.remove(name)
+        elif what in ("rename", "move"):
+            ask.rename(name, other, self._sub if what == "move" else None)
+        elif nodeid:
+            self._do_with(what, name, nodeid)
+
+    def _do_with(self, what: str, name: bytes, nodeid: int) -> None:
+        ask = self._ask
+        if what == "forget":
+            ask.forget(nodeid, self._counts.pop(nodeid))
+            self._last = {one: number for one, number in self._last.items() if number != nodeid}
+        elif what == "write":
+            ask.write(nodeid, name)
+        elif what == "mode":
+            ask.set(nodeid, Fattr.MODE, mode=0o600 | name[0] & 7)
+        else:
+            ask.read(nodeid)
+            ask.get(nodeid)
+
+
+@pytest.mark.parametrize("play", [play_on_overlay, play_on_source], ids=["overlay", "source"])
+@settings(deadline=None, max_examples=40, suppress_health_check=list(HealthCheck))
+@given(steps=STEPS)
+def test_names_that_come_and_go_while_files_are_in_use(
+    area: Path, play: Callable[..., tuple[object, ...]], steps: list[tuple[str, bytes, bytes]]
+) -> None:
+    def asks(ask: Caller) -> None:
+        kernel = Kernel(ask)
+        for step in steps:
+            kernel.do(*step)
+
+    with TemporaryDirectory(dir=area) as at:
+        for name in ("python", "native"):
+            Path(at, name).mkdir()
+        with in_plain_python():
+            expected = play(Path(at, "python"), IDENTITY, asks)
+        assert play(Path(at, "native"), IDENTITY, asks) == expected
 
 
 def test_what_has_come_in_its_place_stays_as_it_is(tmp_path: Path) -> None:

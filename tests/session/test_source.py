@@ -102,6 +102,24 @@ def test_unlink_keeps_the_inode_until_released(tree: SourceTree, source: Path, o
     assert errno_of(lambda: tree.unlink(d, b"file", None)) == errno.ENOENT
 
 
+@pytest.mark.parametrize("is_linked", [False, True])
+def test_what_was_removed_natively_is_kept_as_well(tree: SourceTree, source: Path, is_linked: bool) -> None:
+    """It may have got another name in the last moment."""
+    file, plain = find(tree, b"d/file"), tree.plain()
+    assert plain is not None and plain.names is not None
+    if is_linked:
+        os.link(source / "d" / "file", source / "d" / "other")
+    fd = os.open(source / "d" / "file", os.O_PATH)
+    (source / "d" / "file").unlink()
+    assert plain.names.has_gone(file, fd, not is_linked) is not is_linked
+    assert tree.path(file).fd == fd
+    assert os.pread(tree.data(file, False).fd, 10, 0) == b"inside"
+    assert tree.attributes(file).nlink == int(is_linked)
+    assert len(plain.names.pinned) == tree.descriptors()["unlinked"] <= int(not is_linked or file.handle is None)
+    tree.release(file)
+    assert tree.descriptors()["unlinked"] == 0
+
+
 def test_an_unlink_that_fails_leaves_nothing_pinned(tree: SourceTree) -> None:
     sub = find(tree, b"d/sub")
     d = sub.parent
