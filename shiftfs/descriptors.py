@@ -14,8 +14,6 @@ from collections.abc import Iterator
 from typing import Any, Final, Protocol
 from weakref import ref
 
-from cachetools import FIFOCache
-
 from . import layer as real
 from .layer import Layer
 from .sys import handles
@@ -44,7 +42,7 @@ class Entry:
         return Entry(self, name, key)
 
 
-class _Bounded(FIFOCache["ref[Entry]", bool]):
+class _Bounded(collections.OrderedDict["ref[Entry]", bool]):
     """Entries in the order in which they were opened, and whether a file handle leads to each; the oldest loses its
     descriptor.
 
@@ -53,24 +51,28 @@ class _Bounded(FIFOCache["ref[Entry]", bool]):
     """
 
     def __init__(self, maxsize: int, slot: str) -> None:
-        super().__init__(maxsize)
+        super().__init__()
+        self.maxsize = maxsize
         self._slot = slot
         self._gone: collections.deque[ref[Entry]] = collections.deque()
 
     def hold(self, entry: Entry, by_handle: bool) -> None:
-        self[ref(entry, self._gone.append)] = by_handle
+        key = ref(entry, self._gone.append)
+        self.pop(key, None)
+        while len(self) >= self.maxsize:
+            self.close_oldest()
+        self[key] = by_handle
 
     def drop(self, entry: Entry) -> None:
         self.pop(ref(entry), None)
 
-    def popitem(self) -> tuple["ref[Entry]", bool]:
-        oldest = super().popitem()
-        entry = oldest[0]()
+    def close_oldest(self) -> None:
+        oldest, by_handle = self.popitem(last=False)
+        entry = oldest()
         if entry is not None:
-            if oldest[1]:
+            if by_handle:
                 _note_handle(entry)
             setattr(entry, self._slot, None)
-        return oldest
 
     def tidy(self) -> None:
         """Take out what has gone, on whichever thread that was."""
@@ -266,7 +268,7 @@ class Descriptors:
                 raise
         for cache in (self._paths, self._data):
             for _ in range(len(cache) // 2):
-                cache.popitem()
+                cache.close_oldest()
         return Descriptor(opening(), os.close, writable)
 
     def pin(self, entry: Entry) -> None:
@@ -367,7 +369,7 @@ class Descriptors:
             "paths": len(self._paths),
             "data": len(self._data),
             "unlinked": len(self.pinned),
-            "bound": int(self._paths.maxsize + self._data.maxsize),
+            "bound": self._paths.maxsize + self._data.maxsize,
         }
 
 

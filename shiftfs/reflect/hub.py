@@ -96,6 +96,7 @@ class Branch:
         self._source = source
         self._queue: deque[Happening] = deque()
         self.known: set[Token] = set()
+        self.removes_by_way = source.removes_by_way
         self.fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
 
     def prepare(self, device: int, fd: int, name: bytes) -> None:

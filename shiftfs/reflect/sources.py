@@ -51,6 +51,8 @@ class Source(Protocol):
 
     fd: int
     known: set[Token]
+    removes_by_way: bool
+    """Does `remove` need a way to the inode?"""
 
     @property
     def reader(self) -> fanotify.Reader | None:
@@ -80,6 +82,7 @@ class Fanotify:
         """`inodes`: the table of all that are known, where one mount alone listens."""
         self.known: set[Token] = set()
         self._whole = whole
+        self.removes_by_way = not whole
         self._fsids: dict[int, bytes] = {}
         try:
             self.fd = fanotify.new(unlimited=True)
@@ -167,6 +170,7 @@ class Inotify:
     """One instance. It does not tell who changes what."""
 
     reader = None
+    removes_by_way = False
 
     def __init__(self) -> None:
         self.known: set[Token] = set()

@@ -114,6 +114,10 @@ class Watchers:
         self._poll.register(source.fd, select.POLLIN)
         self._on_descriptor(source.fd)
 
+    def needs_way(self, token: Token) -> bool:
+        """Does `remove` need one?"""
+        return any(source.removes_by_way and token in source.known for source in self._sources.values())
+
     def remove(self, token: Token, fd: int, name: bytes) -> bool:
         """Watch it no more. Marks of inodes are removed by a way to the inode, which `fd` and `name` are or have been;
         False if they were not (`fd` may be -1): the mark stays until the inode goes, and nothing is told of it."""

@@ -83,19 +83,21 @@ class Watching:
             return
         inode.watch = None
         for token in watch.tokens:
-            left = tuple(one for one in self._of.get(token, ()) if one[0] is not inode)
-            if left:
-                self._of[token] = left
-                continue
-            self._of.pop(token, None)
+            left = self._of.pop(token, ())
+            if len(left) > 1 or (left and left[0][0] is not inode):
+                left = tuple(one for one in left if one[0] is not inode)
+                if left:
+                    self._of[token] = left
+                    continue
             self._remove(inode, token)
 
     def _remove(self, inode: Inode, token: Token) -> None:
         """A mark is removed by a way to what is marked, which is one of those, if it is still there."""
-        with contextlib.suppress(OSError):
-            for one in self._tree.contributors(inode.entry):
-                if self._watchers.remove(token, *one.place()):
-                    return
+        if self._watchers.needs_way(token):
+            with contextlib.suppress(OSError):
+                for one in self._tree.contributors(inode.entry):
+                    if self._watchers.remove(token, *one.place()):
+                        return
         self._watchers.remove(token, -1, b"")
 
     def again(self) -> None:

@@ -13,6 +13,7 @@ class Source:
 
     fd = 1000
     reader = None
+    removes_by_way = False
 
     def __init__(self) -> None:
         self.known: set[Token] = set()
