@@ -167,7 +167,8 @@ class OverlayTree:
         held = layers.held[0]  # what is opened in any layer is bounded together
         return Plain(
             addends, layers.first_lower, len(layers.layers) - 1, self._lookup.came_from, self._identities.by_part,
-            names, held.writers, held.opened, _opened, held.noatime, copies,
+            names, held.writers, held.opened, _opened, held.noatime,
+            self._noatime, self._lookup.drops, copies,
         )  # fmt: skip
 
     def note_directory(self, entry: Entry) -> None:

@@ -6,7 +6,7 @@ sees for itself. Loop thread.
 """
 
 import os
-from collections.abc import Callable
+from collections.abc import Sequence
 from functools import partial
 from typing import Any, Final, Protocol
 
@@ -45,11 +45,8 @@ class Lane(Protocol):
         """The descriptors that it has found ready, and that are not its own: whoever they belong to is to be told, as
         some are ready but once."""
 
-    def pack(
-        self, directory: Any, rows: list[Any], start: int, room: int, other: Callable[[Any], bytes | None]
-    ) -> bytearray:
-        """READDIRPLUS of the rows (cookie, name, st_ino, DT_ type) from `start` on that there is room for; `other`
-        packs those that are special."""
+    def pack(self, directory: Any, rows: Sequence[Any], start: int, room: int) -> bytearray:
+        """READDIRPLUS of the rows (cookie, name, st_ino, DT_ type) from `start` on that there is room for."""
 
     def counts(self) -> list[tuple[int, int, int, int, int]]:
         """Opcode, requests, errors, nanoseconds in all and at most, since it was last asked."""
@@ -82,7 +79,8 @@ def of(
         devices=plain.devices, is_layered=ctx.tree.layered, first_lower=plain.first_lower, last_layer=plain.last_layer,
         spins=len(os.sched_getaffinity(0)) > 1,
         changes=None if syncs_directories else _changes(ctx, handlers, plain.names), contents=contents,
-        locks=_locks(ctx, handlers), listings=ctx.listings, open=plain.open,
+        locks=_locks(ctx, handlers), open=plain.open,
+        listings=(ctx.listings, partial(directories.with_attributes, ctx), plain.drops, plain.noatime_of_directories),
         copies=_copies(plain.copies),
         pipe=tuple(end.fd for end in buffers.pipe) if buffers.pipe is not None else None,
     )  # fmt: skip

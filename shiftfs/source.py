@@ -85,7 +85,10 @@ class SourceTree:
         devices = [(one, 0) for one in self._layer.plain_devices() if one == self._layer.device]
         held = self._held
         names = Names(self.found_at, self._has_gone, held.pinned, held.most_pinned)
-        return Plain(devices, 0, 0, None, None, names, held.writers, held.opened, held.path, held.noatime, None)
+        return Plain(
+            devices, 0, 0, None, None, names, held.writers, held.opened, held.path, held.noatime,
+            self._noatime, False, None,
+        )  # fmt: skip
 
     def note_directory(self, entry: Entry) -> None:
         """It is known by its key alone."""

@@ -212,8 +212,8 @@ class Plain(NamedTuple):
     (`came_from`), and which real directories are parts of known ones (`made_of`; None where only whole ones are).
     `names`: what changes names, None where nothing does. `writers`: when each was written to last (time.monotonic()) of
     what is open for that; `keep` makes a descriptor, opened with `noatime` if that is allowed, a real inode's own,
-    which may say that it is open for writing. `open` gives the O_PATH descriptor of a real inode. `copies`: how files
-    come up, None where none does that way."""
+    which may say that it is open for writing. `open` gives the O_PATH descriptor of a real inode. `drops`: directories
+    of the upper may not show. `copies`: how files come up, None where none does that way."""
 
     devices: list[tuple[int, int]]
     first_lower: int
@@ -225,6 +225,8 @@ class Plain(NamedTuple):
     keep: Callable[[Any, int, bool], Descriptor]
     open: Callable[[Any], Descriptor]
     noatime: int
+    noatime_of_directories: int
+    drops: bool
     copies: PlainCopies | None
 
 

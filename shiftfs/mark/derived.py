@@ -120,7 +120,7 @@ class DerivedMount:
         waiting = self._served.loop.backlog(self.session)
         if self._reflection is not None:
             waiting += self._reflection.progress()[0]
-        return Size(len(context.inodes), len(context.handles), int(context.listings.currsize), waiting)
+        return Size(len(context.inodes), len(context.handles), context.listings.names, waiting)
 
     def tick(self, now: float) -> bool:
         """Now and then; True if it is to be called again. An agent that has done nothing for long is none: what it was

@@ -1,7 +1,7 @@
 /* The lane: requests that are read, served and answered without the interpreter.
  *
  * Owns counts of what it has served: LOOKUP, GETATTR, GETXATTR, IOCTL, FORGET and BATCH_FORGET, and what changes.c, data.c,
- * listing.c and locks.c serve; all others, and those of the reflecting agents, are handed back as they came. Looks at what
+ * locks.c and packing.c serve; all others, and those of the reflecting agents, are handed back as they came. Looks at what
  * else there is to do whenever its own connection has nothing to say, and every few requests. Loop thread.
  */
 #include "native.h"
@@ -203,7 +203,7 @@ static int serve(Lane *lane, char *message, size_t size, uint64_t began)
         int agents = is_agents(lane, header->pid);
         if (agents)
             return agents < 0 ? FAILED : SPECIAL;
-        return is_lock ? serve_lock(lane, header, body, length, began) : serve_end(lane, header, body, length, began);
+        return is_lock ? serve_lock(lane, header, body, length, began) : serve_listing(lane, header, body, length, began);
     }
     if (header->opcode == FUSE_FORGET && length == sizeof(struct fuse_forget_in)) {
         struct fuse_forget_in *one = (void *)body;
@@ -413,7 +413,8 @@ static int Lane_init(Lane *self, PyObject *args, PyObject *kwargs)
             return -1;
         self->devices[self->device_count++] = (Device){device, addend};
     }
-    return init_pipe(&self->pipe, pipe) || init_changes(self, self->changes) ? -1 : 0;
+    int failed = init_pipe(&self->pipe, pipe) || init_changes(self, self->changes) || init_listings(self, self->listings);
+    return failed ? -1 : 0;
 }
 
 static int Lane_traverse(Lane *self, visitproc visit, void *arg)

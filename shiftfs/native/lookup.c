@@ -300,8 +300,8 @@ end:
 }
 
 /* The inode at a name, which the kernel holds one reference more of from here on, if nothing about it is special. */
-int adopt(Lane *lane, Inode *parent, const Part *part, const char *name, const struct statx *found,
-          struct fuse_entry_out *out)
+static int adopt_called(Lane *lane, Inode *parent, const Part *part, const char *name, PyObject *called,
+                        const struct statx *found, struct fuse_entry_out *out)
 {
     uint64_t device = statx_device(found);
     const Device *known = device_of(lane, device);
@@ -323,7 +323,7 @@ int adopt(Lane *lane, Inode *parent, const Part *part, const char *name, const s
     if (describe(lane, found, known->addend, &out->attr))
         return FAILED;
     if (inode == NULL) {
-        PyObject *called = PyBytes_FromString(name);
+        called = called == NULL ? PyBytes_FromString(name) : Py_NewRef(called);
         if (called == NULL)
             return FAILED;
         if (parent->children == NULL && (parent->children = PyDict_New()) == NULL) {
@@ -359,8 +359,14 @@ int adopt(Lane *lane, Inode *parent, const Part *part, const char *name, const s
     return PLAIN;
 }
 
-int lookup_in(Lane *lane, Inode *parent, const Part *parts, int count, const char *name,
-                     struct fuse_entry_out *out)
+int adopt(Lane *lane, Inode *parent, const Part *part, const char *name, const struct statx *found,
+          struct fuse_entry_out *out)
+{
+    return adopt_called(lane, parent, part, name, NULL, found, out);
+}
+
+int lookup_in(Lane *lane, Inode *parent, const Part *parts, int count, const char *name, PyObject *called,
+              struct fuse_entry_out *out)
 {
     struct statx found;
     int depth = 0, result;
@@ -369,7 +375,7 @@ int lookup_in(Lane *lane, Inode *parent, const Part *parts, int count, const cha
     Py_BEGIN_ALLOW_THREADS
     result = search(lane, parts, count, name, &found, &depth);
     Py_END_ALLOW_THREADS
-    return result == PLAIN ? adopt(lane, parent, &parts[depth], name, &found, out) : result;
+    return result == PLAIN ? adopt_called(lane, parent, &parts[depth], name, called, &found, out) : result;
 }
 
 int lookup(Lane *lane, uint64_t nodeid, const char *name, struct fuse_entry_out *out)
@@ -380,7 +386,7 @@ int lookup(Lane *lane, uint64_t nodeid, const char *name, struct fuse_entry_out 
         return SPECIAL;
     Inode *parent = (Inode *)Py_NewRef(*slot);
     int count = directory_parts(lane, parent, parts);
-    int result = count == 0 ? SPECIAL : lookup_in(lane, parent, parts, count, name, out);
+    int result = count == 0 ? SPECIAL : lookup_in(lane, parent, parts, count, name, NULL, out);
     release_parts(parts, count);
     Py_DECREF(parent);
     if (result == ABSENT) {

@@ -31,7 +31,7 @@ PyMODINIT_FUNC PyInit__native(void)
     if (made == NULL || PyModule_AddType(made, &InodeType) || PyModule_AddType(made, &StoreType)
         || PyModule_AddType(made, &LaneType) || PyModule_AddType(made, &ReaderType)
         || PyModule_AddType(made, &ContentsType) || PyModule_AddType(made, &ReadsType)
-        || PyModule_AddType(made, &FileLocksType) || PyModule_AddType(made, &CopiesType)) {
+        || PyType_Ready(&RowsType) || PyModule_AddType(made, &FileLocksType) || PyModule_AddType(made, &CopiesType)) {
         Py_XDECREF(made);
         return NULL;
     }

@@ -98,6 +98,14 @@ typedef struct {
     uint32_t own_uid, own_gid;
 } Changes;
 
+/* What listings are made with; Lane.listings keeps it. */
+typedef struct {
+    PyObject *kept;             /* inode -> rows, while somebody may be in the middle of them */
+    PyObject *other;            /* other(directory, row) -> bytes of READDIRPLUS of what is special, None for what has gone */
+    int drops;                  /* may there be directories of the upper that do not show? */
+    int noatime;                /* O_NOATIME or 0 */
+} Lists;
+
 typedef struct {
     PyObject_HEAD
     int fd, poll;
@@ -105,6 +113,7 @@ typedef struct {
     PyObject *buffers, *agents, *viewed, *readers, *came_from, *made_of, *uids, *gids, *adopt, *forget, *let_go, *changes,
         *contents, *locks, *listings, *open, *copies;
     Changes may;
+    Lists lists;
     Device devices[MOST_LAYERS];
     int device_count;
     int is_layered, first_lower, last_layer;
@@ -132,7 +141,8 @@ enum { PLAIN, ABSENT, SPECIAL, FAILED };
 int part_of(PyObject *real, Part *part, int is_layered);
 int directory_parts(Lane *lane, Inode *directory, Part *parts);
 void release_parts(Part *parts, int count);
-int lookup_in(Lane *lane, Inode *parent, const Part *parts, int count, const char *name, struct fuse_entry_out *out);
+int lookup_in(Lane *lane, Inode *parent, const Part *parts, int count, const char *name, PyObject *called,
+              struct fuse_entry_out *out);      /* `called`: the same name, or NULL */
 int tells_all(PyObject *watch);    /* is nothing unheard of that changes what is watched? None tells nothing */
 int top_of(Lane *lane, Inode *inode, Part *part);
 uint64_t statx_device(const struct statx *found);
@@ -212,10 +222,16 @@ static inline int is_dot(const char *name)
 
 /* --- listing.c --- */
 
+extern PyTypeObject RowsType;
+
 PyObject *native_rows(PyObject *module, PyObject *args);
+
+/* --- packing.c --- */
+
 PyObject *Lane_pack(Lane *self, PyObject *args);
 
-int serve_end(Lane *lane, const struct fuse_in_header *header, const char *body, size_t length, uint64_t began);
+int init_listings(Lane *lane, PyObject *listings);
+int serve_listing(Lane *lane, const struct fuse_in_header *header, const char *body, size_t length, uint64_t began);
 
 /* --- events.c --- */
 

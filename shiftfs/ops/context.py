@@ -7,11 +7,9 @@ import errno
 import os
 import stat
 from collections import Counter
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
-
-from cachetools import LRUCache
 
 from ..inodes import Inode, InodeTable
 from ..locks.table import Locks
@@ -23,6 +21,7 @@ from ..tree import Attributes, Gate, RealKey, Steps, Tree, Work
 from ..wire import notices, replies
 from ..wire.abi import INVALID_ID
 from ..wire.requests import Header
+from .listings import Listings
 
 if TYPE_CHECKING:
     from ..backing import Backings
@@ -52,9 +51,7 @@ NOBODYS: Final = 0
 class Packing(Protocol):
     """What packs listings natively (shiftfs.lane.Lane)."""
 
-    def pack(
-        self, directory: Inode, rows: list[Any], start: int, room: int, other: Callable[[Any], bytes | None]
-    ) -> Payload: ...
+    def pack(self, directory: Inode, rows: Sequence[Any], start: int, room: int) -> Payload: ...
 
 
 class Live(Protocol):
@@ -154,7 +151,7 @@ class Context:
         self.requests_tell_ids = True
         """All of them; else only those that create something (FUSE_ALLOW_IDMAP)."""
         self.scratch = scratch
-        self.listings: LRUCache[Inode, Any] = LRUCache(_LISTED_NAMES, getsizeof=_weight)
+        self.listings = Listings(_LISTED_NAMES)
         self.handles: dict[int, Any] = {}
         self.slow_until: dict[int, float] = {}
         """Devices whose writes wait at the moment, and until when (time.monotonic()) that is taken for granted."""
@@ -389,12 +386,6 @@ class Context:
 def stale() -> OSError:
     """The error that makes the kernel look a path up anew (namei.c, LOOKUP_REVAL)."""
     return OSError(errno.ESTALE, os.strerror(errno.ESTALE))
-
-
-def _weight(listing: list[Any]) -> int:
-    """An empty listing counts as well. One too large is kept alone: made anew for each part that is read of it, it
-    would never come to an end."""
-    return min(len(listing) + 1, _LISTED_NAMES)
 
 
 def not_supported(number: int = errno.ENOSYS) -> OSError:

@@ -9,7 +9,7 @@ import errno
 import operator
 import os
 from bisect import bisect_right
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Final
 
@@ -46,29 +46,29 @@ def readdirplus(ctx: Context, header: Header, request: requests.Read) -> Result:
 
 
 def _answer(ctx: Context, inode: Inode, request: requests.Read, plus: bool) -> Result:
-    rows: list[Row] | None = ctx.listings.get(inode) if request.offset else None
+    rows: Sequence[Row] | None = ctx.listings.get(inode) if request.offset else None
     if rows is None:
         if ctx.tree.attributes(inode.entry).size >= _LARGE:
             return _list_later(ctx, inode, request, plus)
         rows = _rows(ctx, ctx.tree.held(inode.entry))
-        ctx.listings[inode] = rows
+        ctx.listings.keep(inode, rows)
     packed = _pack(ctx, inode, rows, request, plus)
     if not packed:
-        ctx.listings.pop(inode, None)  # read to the end; who is in the middle makes it anew
+        ctx.listings.drop(inode)  # read to the end; who is in the middle makes it anew
     return packed
 
 
 def _list_later(ctx: Context, inode: Inode, request: requests.Read, plus: bool) -> Later:
     held = ctx.tree.held(inode.entry)  # found and checked here; the worker holds it, whatever is evicted meanwhile
-    rows: list[Row] = yield partial(_rows, ctx, held)
-    ctx.listings[inode] = rows
+    rows: Sequence[Row] = yield partial(_rows, ctx, held)
+    ctx.listings.keep(inode, rows)
     return _pack(ctx, inode, rows, request, plus)
 
 
-def _rows(ctx: Context, held: Any) -> list[Row]:
+def _rows(ctx: Context, held: Any) -> Sequence[Row]:
     """What is listed, sorted. Any thread."""
     parts = ctx.tree.plain_parts(held) if native.rows is not None else None
-    rows: list[Row] | None = native.rows(*parts) if parts is not None else None
+    rows: Sequence[Row] | None = native.rows(*parts) if parts is not None else None
     return rows if rows is not None else _sorted(ctx.tree.listing(held))
 
 
@@ -80,11 +80,9 @@ def _sorted(names: list[Listed]) -> list[Row]:
     return rows
 
 
-def _pack(ctx: Context, inode: Inode, rows: list[Row], request: requests.Read, plus: bool) -> Payload:
+def _pack(ctx: Context, inode: Inode, rows: Sequence[Row], request: requests.Read, plus: bool) -> Payload:
     """As many entries as fit behind the offset. One that does not fit is not adopted."""
     room = min(request.size, len(ctx.scratch))
-    size_of = dirents.direntplus_size if plus else dirents.dirent_size
-    pack: Pack = partial(_with_attributes if plus else _numbered, ctx, inode)
     parts: list[Payload] = []
     for row in _dots(ctx, inode, request.offset):
         packed = _dot(row) if plus else _bare(row)
@@ -93,9 +91,22 @@ def _pack(ctx: Context, inode: Inode, rows: list[Row], request: requests.Read, p
         room -= len(packed)
         parts.append(packed)
     start = bisect_right(rows, request.offset, key=_cookie)
-    if plus and ctx.lane is not None:
-        parts.append(ctx.lane.pack(inode, rows, start, room, pack))
-        return b"".join(parts)
+    try:
+        if plus and ctx.lane is not None:
+            parts.append(ctx.lane.pack(inode, rows, start, room))
+        else:
+            _pack_rows(partial(with_attributes if plus else _numbered, ctx, inode), rows, start, room, plus, parts)
+    except OSError:
+        if not parts:
+            raise
+        # What has been adopted is to be told; whoever asks for what comes behind is told of the error.
+    return b"".join(parts)
+
+
+def _pack_rows(
+    pack: Pack, rows: Sequence[Row], start: int, room: int, plus: bool, parts: list[Payload]
+) -> None:  # fmt: skip
+    size_of = dirents.direntplus_size if plus else dirents.dirent_size
     for index in range(start, len(rows)):
         row = rows[index]
         size = size_of(len(row[1]))
@@ -105,7 +116,6 @@ def _pack(ctx: Context, inode: Inode, rows: list[Row], request: requests.Read, p
         if found is not None:
             parts.append(found)
             room -= size
-    return b"".join(parts)
 
 
 def _dots(ctx: Context, inode: Inode, offset: int) -> list[Row]:
@@ -138,7 +148,7 @@ def _dot(row: Row) -> bytes:
     return dirents.direntplus(dirents.NO_ENTRY, row[2], row[0], row[3], row[1])
 
 
-def _with_attributes(ctx: Context, inode: Inode, row: Row) -> bytes | None:
+def with_attributes(ctx: Context, inode: Inode, row: Row) -> bytes | None:
     """None for a name that has gone since the snapshot. One that cannot be looked at is still there: it is told
     without attributes, so who asks for them learns why not."""
     cookie, name, number, kind = row

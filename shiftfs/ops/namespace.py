@@ -50,7 +50,7 @@ def batch_forget(ctx: Context, header: Header, request: requests.BatchForget) ->
 def drop(ctx: Context, nodeid: int, count: int) -> None:
     """The kernel has that many references less."""
     for inode in ctx.inodes.forget(nodeid, count):
-        ctx.listings.pop(inode, None)
+        ctx.listings.drop(inode)
         if inode.watch is not None and ctx.live is not None:
             ctx.live.forgotten(inode)
         let_go(ctx, inode)
