@@ -482,5 +482,5 @@ class OverlayTree:
         ]
 
 
-def _opened(real: Real) -> Descriptor:
-    return real.held.path(real)
+def _opened(real: Real, fd: int) -> Descriptor:
+    return real.held.path_opened(real, fd)

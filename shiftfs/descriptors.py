@@ -128,6 +128,10 @@ class Descriptors:
             raise _stale()
         return self._keep_path(entry, found)
 
+    def path_opened(self, entry: Entry, fd: int) -> Descriptor:
+        """The same, where it may have been opened natively; -1 if not."""
+        return self._keep_path(entry, Descriptor(fd, os.close)) if fd >= 0 else self.path(entry)
+
     def _path_of_data(self, entry: Entry, data: Descriptor) -> Descriptor:
         """What is open for its content need not be found."""
         return self._keep_path(entry, self._take(lambda: real.reopen(data.fd, os.O_PATH)))

@@ -86,7 +86,7 @@ class SourceTree:
         held = self._held
         names = Names(self.found_at, self._has_gone, held.pinned, held.most_pinned)
         return Plain(
-            devices, 0, 0, None, None, names, held.writers, held.opened, held.path, held.noatime,
+            devices, 0, 0, None, None, names, held.writers, held.opened, held.path_opened, held.noatime,
             self._noatime, False, None,
         )  # fmt: skip
 

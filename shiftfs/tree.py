@@ -212,8 +212,9 @@ class Plain(NamedTuple):
     (`came_from`), and which real directories are parts of known ones (`made_of`; None where only whole ones are).
     `names`: what changes names, None where nothing does. `writers`: when each was written to last (time.monotonic()) of
     what is open for that; `keep` makes a descriptor, opened with `noatime` if that is allowed, a real inode's own,
-    which may say that it is open for writing. `open` gives the O_PATH descriptor of a real inode. `drops`: directories
-    of the upper may not show. `copies`: how files come up, None where none does that way."""
+    which may say that it is open for writing. `open` makes an O_PATH descriptor a real inode's own, and opens it
+    where that is -1. `drops`: directories of the upper may not show. `copies`: how files come up, None where none does
+    that way."""
 
     devices: list[tuple[int, int]]
     first_lower: int
@@ -223,7 +224,7 @@ class Plain(NamedTuple):
     names: Names | None
     writers: dict[Any, float]
     keep: Callable[[Any, int, bool], Descriptor]
-    open: Callable[[Any], Descriptor]
+    open: Callable[[Any, int], Descriptor]
     noatime: int
     noatime_of_directories: int
     drops: bool

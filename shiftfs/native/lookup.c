@@ -75,7 +75,7 @@ static int opened_part(Lane *lane, PyObject *real, Part *part)
         return 1;
     PyObject *path = PyObject_GetAttr(real, s_path), *opened = NULL;
     if (path == Py_None)
-        opened = PyObject_CallOneArg(lane->open, real);
+        opened = PyObject_CallFunction(lane->open, "Oi", real, open_directory(lane, real));
     PyErr_Clear();  /* the handlers will say why */
     int is_open = opened != NULL && part_of(real, part, lane->is_layered);
     Py_XDECREF(path);

@@ -349,6 +349,7 @@ int make_copy(Workshop *shop, const char *uuid, const Made *as, size_t size, int
 
 /* --- opening.c, copies.c --- */
 
+int open_directory(const Lane *lane, PyObject *real);   /* O_PATH, beneath the one above; -1: left to Python */
 int reopen(int fd, int flags);          /* what a descriptor (O_PATH too) holds; O_NOATIME as far as it is allowed */
 
 extern PyTypeObject CopiesType;

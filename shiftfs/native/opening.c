@@ -1,5 +1,6 @@
 /* A file is opened to be read, or to be written as well, where nothing about that is special: what
- * descriptors.Descriptors.data does, without keeping more open than what is read or written through.
+ * descriptors.Descriptors.data does, without keeping more open than what is read or written through. And a directory, as
+ * Descriptors.path does.
  *
  * Owns nothing: what it opens is its entry's from then on, within the bound on descriptors. Opens the very inode that the
  * entry is of, and never a name that may lead to another by now. System calls are made without the interpreter's lock.
@@ -49,8 +50,7 @@ static int find_place(PyObject *entry, Place *place)
 static int is_the_one(int fd, const Key *key)
 {
     struct statx found;
-    unsigned mask = STATX_BASIC_STATS | STATX_BTIME;
-    return statx(fd, "", AT_EMPTY_PATH, mask, &found) == 0 && is_key_of(key, &found);
+    return look_at(fd, &found) == 0 && is_key_of(key, &found);
 }
 
 /* A lease on it is not waited for here. */
@@ -72,6 +72,30 @@ static int open_at(const Place *place, const Key *key, int flags)
         return -1;
     int opened = is_the_one(path, key) ? reopen(path, flags) : -1;
     close(path);
+    return opened;
+}
+
+int open_directory(const Lane *lane, PyObject *real)
+{
+    Key key;
+    Place place;
+    PyObject *its_own = PyObject_GetAttrString(real, "key");
+    int is_fit = its_own != NULL && !read_key(its_own, &key) && device_of(lane, key.device) != NULL, opened = -1;
+    Py_XDECREF(its_own);
+    PyErr_Clear();
+    if (!is_fit || !find_place(real, &place))
+        return -1;
+    if (place.name != NULL) {
+        Py_BEGIN_ALLOW_THREADS
+        opened = openat(place.fd, PyBytes_AS_STRING(place.name), O_PATH | O_NOFOLLOW | O_CLOEXEC);
+        if (opened >= 0 && !is_the_one(opened, &key)) {
+            close(opened);
+            opened = -1;
+        }
+        Py_END_ALLOW_THREADS
+    }
+    Py_DECREF(place.path);
+    Py_XDECREF(place.name);
     return opened;
 }
 
