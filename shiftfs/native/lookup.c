@@ -11,6 +11,7 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#define OWN ".shiftfs-"          /* a name that leads from the root to the mount's root, once, begins with it */
 #define LISTED 4096               /* bytes of names of attributes; more are left to Python */
 
 /* A number that an object has as an attribute; -1 if it has none, which is no error here. */
@@ -382,7 +383,7 @@ int lookup(Lane *lane, uint64_t nodeid, const char *name, struct fuse_entry_out 
 {
     Part parts[MOST_LAYERS];
     Inode **slot = find_nodeid(&lane->store->by_nodeid, nodeid);
-    if (slot == NULL || nodeid == FUSE_ROOT_ID)  /* a one-time name leads from there to the mount's root */
+    if (slot == NULL || (nodeid == FUSE_ROOT_ID && strncmp(name, OWN, sizeof OWN - 1) == 0))
         return SPECIAL;
     Inode *parent = (Inode *)Py_NewRef(*slot);
     int count = directory_parts(lane, parent, parts);

@@ -1,5 +1,6 @@
 """Directories of an overlay that are found natively: as in plain Python, and followed as there."""
 
+import errno
 import gc
 import os
 import stat
@@ -13,8 +14,14 @@ from harness.overlaid import Overlay
 from harness.twins import MAPS, all_names, asked, following, in_plain_python, running
 from overlay.entry import Entry, Found
 from overlay.tree import OverlayTree
+from shiftfs import lane
+from shiftfs.ops import LAYERED_HANDLERS, namespace
+from shiftfs.ops.context import Context, Payload
 from shiftfs.shift.idmap import IDENTITY
 from shiftfs.tree import Attributes, RealKey
+from shiftfs.wire import requests
+from shiftfs.wire.abi import Opcode
+from shiftfs.wire.requests import Header
 
 
 def layers_of_directories(at: Path) -> Layers:
@@ -105,3 +112,35 @@ def test_most_directories_are_found_by_the_lane(tmp_path: Path, monkeypatch: pyt
         overlay.close()
         gc.collect()
     assert found == [b"d"], "a name in the root"
+
+
+def test_names_in_the_root_are_found_by_the_lane(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All but the one that leads from there to where the mount begins."""
+    made = Layers(tmp_path)
+    (made.lower / "directory").mkdir()
+    (made.lower / "file").touch()
+    overlay = Overlay(made)
+    handled: list[bytes] = []
+    lookup = namespace.lookup
+
+    def counted(ctx: Context, header: Header, request: requests.Lookup) -> Payload:
+        handled.append(request.name)
+        return lookup(ctx, header, request)
+
+    monkeypatch.setattr(namespace, "lookup", counted)
+    monkeypatch.setitem(LAYERED_HANDLERS, Opcode.LOOKUP, counted)
+    monkeypatch.setitem(lane._SERVED, Opcode.LOOKUP, counted)
+    try:
+        with following(overlay.tree, IDENTITY) as served:
+            device, ctx = served.device, served.session.context
+            known = {device.look(name) for name in (b"directory", b"file")}
+            ctx.inner_root = b".shiftfs-root"
+            root = device.look(b".shiftfs-root")
+            assert handled == [b".shiftfs-root"]
+            assert ctx.inodes.root.nodeid == root and root not in known
+            assert {device.look(name, root) for name in (b"directory", b"file")} == known
+            assert device.ask(Opcode.LOOKUP, b".shiftfs-root\0").errno in (0, errno.ENOENT)
+            assert ctx.inodes.root.nodeid == root, "it leads there once"
+    finally:
+        overlay.close()
+        gc.collect()
