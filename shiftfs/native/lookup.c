@@ -344,7 +344,7 @@ static int adopt_called(Lane *lane, Inode *parent, const Part *part, const char 
         inode->parent = Py_NewRef(parent);
         inode->place = Py_NewRef(part->real);
         int failed = PyDict_SetItem(parent->children, called, (PyObject *)inode);
-        if (!failed && (failed = insert(lane->store, inode))) {
+        if (!failed && (failed = insert_new(lane->store, inode))) {
             PyObject *type, *value, *traceback;
             PyErr_Fetch(&type, &value, &traceback);
             PyDict_DelItem(parent->children, called);

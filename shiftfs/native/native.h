@@ -70,6 +70,7 @@ Inode **find_nodeid(const Index *index, uint64_t nodeid);
 Inode **find_key(const Index *index, const Key *key);
 int knows_number(const Index *by_key, uint64_t number);    /* Is there any of this inode number, on whatever device? */
 int insert(Store *store, Inode *inode);
+int insert_new(Store *store, Inode *inode);     /* one of which neither nodeid nor key is there */
 Inode *take(Store *store, uint64_t nodeid);     /* the reference goes to the caller */
 void unkey(Store *store, Inode *inode);
 

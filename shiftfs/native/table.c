@@ -119,20 +119,28 @@ void unkey(Store *store, Inode *inode)
         take_out(&store->by_key, slot, 1);
 }
 
+int insert_new(Store *store, Inode *inode)
+{
+    if (make_room(&store->by_nodeid, 0) || make_room(&store->by_key, 1))
+        return -1;
+    put(&store->by_key, inode, 1);
+    Py_INCREF(inode);
+    put(&store->by_nodeid, inode, 0);
+    return 0;
+}
+
 int insert(Store *store, Inode *inode)
 {
-    Inode **slot = find_nodeid(&store->by_nodeid, inode->nodeid);
-    if (slot != NULL) {
+    if (find_nodeid(&store->by_nodeid, inode->nodeid) != NULL) {
         PyErr_SetString(PyExc_SystemError, "a nodeid that is in use");
         return -1;
     }
-    if (make_room(&store->by_nodeid, 0) || make_room(&store->by_key, 1))
+    Inode **slot = find_key(&store->by_key, &inode->key);
+    if (slot == NULL)
+        return insert_new(store, inode);
+    if (make_room(&store->by_nodeid, 0))
         return -1;
-    slot = find_key(&store->by_key, &inode->key);
-    if (slot != NULL)
-        *slot = inode;  /* as a dictionary: the newest has the key */
-    else
-        put(&store->by_key, inode, 1);
+    *slot = inode;  /* as a dictionary: the newest has the key */
     Py_INCREF(inode);
     put(&store->by_nodeid, inode, 0);
     return 0;
