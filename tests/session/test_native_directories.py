@@ -14,13 +14,14 @@ from harness.overlaid import Overlay
 from harness.twins import MAPS, all_names, asked, following, in_plain_python, running
 from overlay.entry import Entry, Found
 from overlay.tree import OverlayTree
-from shiftfs import lane
+from shiftfs import descriptors, lane
+from shiftfs.descriptors import Descriptors, path_of
 from shiftfs.ops import LAYERED_HANDLERS, namespace
 from shiftfs.ops.context import Context, Payload
 from shiftfs.shift.idmap import IDENTITY
-from shiftfs.tree import Attributes, RealKey
+from shiftfs.tree import Attributes, Descriptor, RealKey
 from shiftfs.wire import requests
-from shiftfs.wire.abi import Opcode
+from shiftfs.wire.abi import ROOT_ID, Opcode
 from shiftfs.wire.requests import Header
 
 
@@ -141,6 +142,43 @@ def test_names_in_the_root_are_found_by_the_lane(tmp_path: Path, monkeypatch: py
             assert {device.look(name, root) for name in (b"directory", b"file")} == known
             assert device.ask(Opcode.LOOKUP, b".shiftfs-root\0").errno in (0, errno.ENOENT)
             assert ctx.inodes.root.nodeid == root, "it leads there once"
+    finally:
+        overlay.close()
+        gc.collect()
+
+
+def test_directories_are_opened_by_the_lane(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beneath the one above; where that is not open either, Python walks there."""
+    made = Layers(tmp_path)
+    (made.lower / "a" / "b" / "c" / "file").mkdir(parents=True)
+    overlay = Overlay(made)
+    walked: list[bytes] = []
+    walk = Descriptors._walk
+
+    def noted(self: Descriptors, entry: descriptors.Entry) -> Descriptor:
+        walked.append(entry.name)
+        return walk(self, entry)
+
+    monkeypatch.setattr(Descriptors, "_walk", noted)
+    try:
+        with following(overlay.tree, IDENTITY) as served:
+            device, ctx = served.device, served.session.context
+            nodeids = [ROOT_ID]
+            for name in (b"a", b"b", b"c", b"file"):
+                nodeids.append(device.look(name, nodeids[-1]))
+            assert walked == []
+            held = [ctx.inodes.get(nodeid).entry.lowers[0] for nodeid in nodeids[1:4]]
+            for one in held:
+                assert os.path.samestat(os.fstat(one.path.fd), os.stat(os.fsencode(made.lower) + path_of(one)))
+            for one in held[:2]:
+                one.held.release(one)
+            device.look(b"b", nodeids[1])  # a is opened natively, beneath the root
+            assert walked == []
+            for one in held:
+                one.held.release(one)
+            device.look(b"file", nodeids[3])
+            assert walked == [b"c"]
+            del held, one
     finally:
         overlay.close()
         gc.collect()
