@@ -15,6 +15,7 @@
 #define REGULAR (S_IFREG >> 12)
 #define SMALL_WRITE (64 * 1024)         /* as in ops/files.py */
 #define READ_PATIENCE 400000            /* nanoseconds */
+#define READ_SOON (32 * 1024)           /* bytes; with larger ones somebody reads ahead, and the next is on its way */
 #define SLOW_WRITE 2000000              /* nanoseconds */
 #define SLOW_DEVICE 1.0                 /* seconds */
 
@@ -146,7 +147,7 @@ static int is_anybody_waiting(const Lane *lane)
 /* The same, as soon as a quick disk has given it, unless others wait; -EAGAIN if it has not. */
 static ssize_t read_soon(const Lane *lane, Contents *contents, int fd, size_t size, off_t offset)
 {
-    if (is_slow(&contents->patience) || is_anybody_waiting(lane))
+    if (size > READ_SOON || is_slow(&contents->patience) || is_anybody_waiting(lane))
         return -EAGAIN;
     posix_fadvise(fd, offset, (off_t)size, POSIX_FADV_WILLNEED);
     Wait wait = begin_wait(&contents->patience, READ_PATIENCE);
