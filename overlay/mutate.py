@@ -168,7 +168,7 @@ class Mutation:
         """The name of a file that only the upper has, as nothing else had the name, has been removed. As
         shiftfs.tree.Names.has_gone."""
         assert known.upper is not None
-        known.upper.held.pin_opened(known.upper, fd)
+        known.upper.held.pin_opened(known.upper, fd, is_last)
         if not is_last:
             return self.has_gone(known)
         known.removed = True

@@ -283,8 +283,11 @@ class Descriptors:
         self._paths.drop(entry)
         self.pinned.add(entry)
 
-    def pin_opened(self, entry: Entry, fd: int) -> None:
-        """The same of one that has been opened natively, where there was room for it."""
+    def pin_opened(self, entry: Entry, fd: int, is_last: bool) -> None:
+        """The same of one that has been opened natively, where there was room for it. Where that was not its last name,
+        it can be found again."""
+        if not is_last and entry.handle is None and self._layer.opens_by_handle:
+            entry.handle = handles.of(fd)
         if entry.path is not None:
             self._paths.drop(entry)
         entry.path = Descriptor(fd, os.close)

@@ -200,15 +200,13 @@ class Session:
         for _ in range(_AT_ONCE):
             lane = self._lane
             try:
-                size = self._channel.receive() if lane is None else self._channel.received(lane.serve())
+                size = self._channel.receive() if lane is None else self._channel.received(self._served(lane))
             except Disconnected:
                 self.end()
                 return
             except OSError as error:  # EINVAL: whoever has mounted has answered INIT himself, with larger requests
                 self._give_up(f"the kernel's requests cannot be read: {error}")
                 return
-            except Exception as error:
-                size = self._without_lane(error)
             if size:
                 self._serve(size)
             is_next = lane is not None and size > 0 and lane.answered()
@@ -216,6 +214,13 @@ class Session:
                 self._loop.is_ready(fd)
             if not is_next or self._lane is None:
                 return
+
+    def _served(self, lane: lane.Lane) -> int:
+        """As Lane.serve."""
+        try:
+            return lane.serve()
+        except Exception as error:
+            return self._without_lane(error)
 
     def _without_lane(self, error: Exception) -> int:
         """The lane has failed at a request, which is the handlers', as are all others from now on. Its size."""

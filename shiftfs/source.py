@@ -255,7 +255,7 @@ class SourceTree:
         return not exchange and self._held.has_gone(replaced)
 
     def _has_gone(self, known: Entry, fd: int, is_last: bool) -> bool:
-        self._held.pin_opened(known, fd)
+        self._held.pin_opened(known, fd, is_last)
         return is_last or self._held.has_gone(known)
 
     def change(self, entry: Entry, change: Change) -> None:

@@ -347,7 +347,7 @@ static int write_after_copy(Lane *lane, Contents *contents, const struct fuse_in
     const struct fuse_write_in *request = (const void *)body;
     if (request->size > SMALL_WRITE)
         return SPECIAL;
-    if (take_back(lane))
+    if (take_back(lane) || (lane->pipe.left && !take_rest(&lane->pipe, (char *)header, header->len)))
         return FAILED;
     double started = seconds();
     int is_fit = is_free(contents, inode) && !is_slow_device(contents->slow_until, inode->key.device), copy = -1;
@@ -395,10 +395,10 @@ static int write_contents(Lane *lane, Contents *contents, const struct fuse_in_h
     int is_quick_now = is_quick(lane, contents, request, is_slow_now, inode);
     /* What is appended goes by a flag that splice(2) has not; of what the kernel has collected, all is to be there in case
      * that some of it cannot be written. */
-    int is_at_hand = lane->pipe.left == 0 || (is_quick_now && !appends(request) && !(request->write_flags & FUSE_WRITE_CACHE))
-        || take_rest(&lane->pipe, (char *)header, header->len);
-    note_write(&lane->pipe, request->size);
-    if (!is_at_hand)
+    int is_moved = is_quick_now && !appends(request) && !(request->write_flags & FUSE_WRITE_CACHE);
+    if (is_moved)
+        note_write(&lane->pipe, request->size);
+    if (!is_moved && lane->pipe.left && !take_rest(&lane->pipe, (char *)header, header->len))
         result = FAILED;
     else if (is_quick_now)
         result = write_at_once(lane, contents, header, inode, held.fd, body, started, began);

@@ -131,11 +131,30 @@ static int is_free(const Lane *lane, const Place *place, const char *name)
     return is_absent(place->parts, 0, place->count, name) && is_unhidden(lane, place, name);
 }
 
+/* Python has failed: with an errno to answer, or as it never should. */
+static int failed(Changed *changed)
+{
+    PyObject *type, *value, *traceback;
+    if (!PyErr_ExceptionMatches(PyExc_OSError))
+        return FAILED;
+    PyErr_Fetch(&type, &value, &traceback);
+    PyErr_NormalizeException(&type, &value, &traceback);
+    PyObject *number = value == NULL ? NULL : PyObject_GetAttrString(value, "errno");
+    changed->error = number != NULL && PyLong_Check(number) ? (int)PyLong_AsLong(number) : EIO;
+    changed->size = 0;
+    PyErr_Clear();
+    Py_XDECREF(number);
+    Py_XDECREF(type);
+    Py_XDECREF(value);
+    Py_XDECREF(traceback);
+    return PLAIN;
+}
+
 /* What Python has done: None, or the errno to answer. */
 static int done(PyObject *result, Changed *changed)
 {
     if (result == NULL)
-        return FAILED;
+        return failed(changed);
     changed->error = result == Py_None ? 0 : (int)PyLong_AsLong(result);
     Py_DECREF(result);
     changed->size = 0;
@@ -232,12 +251,14 @@ static int has_no_name(int fd)
 
 /* A file has lost its name, and as a rule its last; `fd` is it, and its entry's from here on: it may be open, and is
  * served until the kernel forgets it. As InodeTable.untell and bury have it. */
-static int lose_name(Lane *lane, Inode *parent, PyObject *name, Inode *inode, int fd, int is_last)
+static int lose_name(Lane *lane, Inode *parent, PyObject *name, Inode *inode, int fd, int is_last, Changed *changed)
 {
     PyObject *gone = PyObject_CallFunction(lane->may.has_gone, "OiO", inode->entry, fd, is_last ? Py_True : Py_False);
-    PyObject *nameless = gone == NULL ? NULL : PyBytes_FromStringAndSize(NULL, 0);
+    if (gone == NULL)
+        return failed(changed);
+    PyObject *nameless = PyBytes_FromStringAndSize(NULL, 0);
     int is_gone = gone == Py_True;
-    Py_XDECREF(gone);
+    Py_DECREF(gone);
     if (nameless == NULL)
         return FAILED;
     if (PyDict_DelItem(parent->children, name)) {
@@ -253,7 +274,7 @@ static int lose_name(Lane *lane, Inode *parent, PyObject *name, Inode *inode, in
     return PLAIN;
 }
 
-static int remove_told(Lane *lane, const Place *place, PyObject *name, Inode *inode)
+static int remove_told(Lane *lane, const Place *place, PyObject *name, Inode *inode, Changed *changed)
 {
     if (!has_room(&lane->may))
         return SPECIAL;
@@ -270,7 +291,7 @@ static int remove_told(Lane *lane, const Place *place, PyObject *name, Inode *in
     else if (fd >= 0)
         close(fd);
     Py_END_ALLOW_THREADS
-    return is_removed ? lose_name(lane, place->inode, name, inode, fd, is_last) : SPECIAL;
+    return is_removed ? lose_name(lane, place->inode, name, inode, fd, is_last, changed) : SPECIAL;
 }
 
 static int remove_file(Lane *lane, Inode *parent, const char *name, Changed *changed)
@@ -283,7 +304,7 @@ static int remove_file(Lane *lane, Inode *parent, const char *name, Changed *cha
     int result = called == NULL ? FAILED : SPECIAL;
     if (inode != NULL) {
         Py_INCREF(inode);
-        result = remove_told(lane, &place, called, inode);
+        result = remove_told(lane, &place, called, inode, changed);
         Py_DECREF(inode);
     }
     Py_XDECREF(called);
@@ -363,11 +384,11 @@ static int move(Lane *lane, const Place *from, PyObject *name, const Place *to, 
     if (!is_moved)
         result = SPECIAL;
     if (is_moved && replaced.inode != NULL)
-        result = lose_name(lane, to->inode, new_name, replaced.inode, replaced.fd, replaced.has_gone);
-    if (result == PLAIN && inode->entry != NULL)
+        result = lose_name(lane, to->inode, new_name, replaced.inode, replaced.fd, replaced.has_gone, changed);
+    if (result == PLAIN && changed->error == 0 && inode->entry != NULL)
         result = done(PyObject_CallFunctionObjArgs(lane->may.has_moved, inode->entry, to->inode->entry, new_name, NULL),
                       changed);
-    if (result == PLAIN)
+    if (result == PLAIN && changed->error == 0)
         result = tell_elsewhere(inode, from->inode, name, to, new_name);
     Py_DECREF(inode);
     Py_XDECREF(replaced.inode);

@@ -1,8 +1,9 @@
 /* Large writes that go from the connection to the layer's file through a pipe, so that they are copied once: into that
  * file's pages.
  *
- * Owns what is in the pipe (channel.Buffers has it), which is empty between two requests. To receive a request that way takes a call more, and two for one
- * that is no large write, so it is done only while one large write follows another. Loop thread.
+ * Owns what is in the pipe (channel.Buffers has it), which is empty between two requests. To receive a request that way
+ * takes a call more, and two for one that is no large write, so it is done only while one large write follows another.
+ * Loop thread.
  */
 #include "native.h"
 
@@ -58,18 +59,21 @@ ssize_t receive_in_pipe(Pipe *pipe, int fd, char *room, size_t most)
     size_t all = (size_t)size, first = all < head ? all : head;
     int is_received = receive_part(pipe, room, first), is_write = is_received && header->opcode == FUSE_WRITE;
     pipe->left = all - first;
-    pipe->is_expected = is_write;
-    if (is_received && (!is_write || pipe->left < LARGE))
+    pipe->is_expected = is_write && pipe->left >= LARGE;
+    if (is_received && !pipe->is_expected)
         is_received = receive_rest(pipe, room, all);
     if (is_received)
         return size;
-    errno = EIO;
+    pipe->is_open = pipe->is_expected = 0;
+    pipe->left = 0;
+    errno = EPROTO;     /* nobody knows what has been asked */
     return -1;
 }
 
 int take_rest(Pipe *pipe, char *room, size_t size)
 {
     int is_received = receive_rest(pipe, room, size);
+    pipe->is_expected = 0;
     if (!is_received)
         PyErr_SetString(PyExc_OSError, "a part of a request is lost");
     return is_received;
@@ -81,6 +85,8 @@ ssize_t write_from_pipe(Pipe *pipe, int fd, off_t offset)
     while (pipe->left) {
         off_t at = offset + (off_t)done;
         ssize_t more = splice(pipe->out, NULL, fd, &at, pipe->left, SPLICE_F_MOVE);
+        if (more < 0 && errno == EINVAL && done == 0)
+            pipe->is_open = 0;  /* nothing is moved to files of that kind */
         if (more <= 0)
             return done == 0 ? -1 : (ssize_t)done;
         done += (size_t)more;

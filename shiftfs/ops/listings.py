@@ -3,13 +3,14 @@
 Owns how many names they may have together. Loop thread.
 """
 
+from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Any
 
 from ..inodes import Inode
 
 
-class Listings(dict[Inode, Sequence[Any]]):
+class Listings(OrderedDict[Inode, Sequence[Any]]):
     """Rows by directory, those that were made last at the end. The lane (shiftfs/native/packing.c) looks into it as
     into any dict."""
 

@@ -105,6 +105,26 @@ def test_a_lower_file_comes_up_first(shown: Shown) -> None:
     assert (shown.layer / "low").read_bytes() == bytes(expected)
 
 
+@pytest.mark.parametrize("flags", [0, os.O_APPEND], ids=["at the start", "at the end"])
+def test_a_lower_file_comes_up_in_between(tmp_path: Path, flags: int) -> None:
+    """By a write that is just large enough for the pipe, behind one that was moved through it."""
+    layers = Layers(tmp_path)
+    for number in range(4):
+        (layers.lowers[0] / f"low{number}").write_bytes(b"lower" * 100)
+    with (
+        layered(layers.lowers, layers.upper, layers.work, *OPTIONS) as mount,
+        open(mount.path / "large", "wb", buffering=0) as large,
+    ):
+        for number in range(4):
+            with opened(mount.path / f"low{number}", os.O_WRONLY | flags) as fd:
+                large.write(DATA[: 256 * KIB])
+                large.write(DATA[: 256 * KIB])
+                assert os.write(fd, DATA[number : number + 64 * KIB]) == 64 * KIB
+            expected = b"lower" * 100 * bool(flags) + DATA[number : number + 64 * KIB]
+            assert (layers.upper / f"low{number}").read_bytes() == expected
+        assert (layers.upper / "large").read_bytes() == DATA[: 256 * KIB] * 8
+
+
 def many_writes(write: Callable[[int, bytes], int], room: int) -> list[int]:
     """The counts of large writes that come to more than the filesystem has, and of small ones after that."""
     counts, at = [], 0

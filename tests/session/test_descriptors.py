@@ -174,7 +174,7 @@ def test_so_are_those_that_were_opened_by_somebody_else(
         held.path(entry)
     fd = os.open(source / "f0", os.O_PATH)
     (source / "f0").unlink()
-    held.pin_opened(entry, fd)
+    held.pin_opened(entry, fd, True)
     evict_all(held, find, files[1:])
     assert held.path(entry).fd == fd and os.fstat(fd).st_nlink == 0
     assert held.count()["unlinked"] == 1

@@ -21,6 +21,7 @@ from harness.bodies import reading, writing
 from harness.device import ENTRY_NODEID, Answer, Served
 from harness.overlaid import Overlay
 from harness.twins import MAPS, following, in_plain_python
+from overlay.mutate import Mutation
 from shiftfs import tree
 from shiftfs.inodes import InodeTable
 from shiftfs.layer import Layer
@@ -569,6 +570,34 @@ def test_the_plain_ones_are_served_natively(tmp_path: Path, monkeypatch: pytest.
                 assert [one for one in ask.answers if isinstance(one, int) and one] == []
                 ask.set(many, Fattr.MODE, mode=0o600)
                 assert ask.answers[-1] == errno.EXDEV, "what has several names is left to Python"
+            del under
+    finally:
+        overlay.close()
+
+
+@pytest.mark.parametrize("kind", ["source", "overlay"])
+def test_an_error_behind_a_removal_is_the_callers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    """And nobody else's: the mount goes on, natively."""
+
+    def fail(self: object, known: object, fd: int, is_last: bool) -> bool:
+        os.close(fd)
+        raise OSError(errno.EIO, "the layer has failed")
+
+    made = fill(tmp_path)
+    monkeypatch.setattr(SourceTree, "_has_gone", fail)
+    monkeypatch.setattr(Mutation, "has_gone_natively", fail)
+    overlay = Overlay(made)
+    under: tree.Tree = overlay.tree if kind == "overlay" else SourceTree(Layer(os.fsencode(made.upper)), 64)
+    try:
+        with following(under, IDENTITY) as served:
+            ask = Caller(served, 0)
+            for name in (b"own", b"other", b"stranger"):
+                ask.at(name)
+            ask.answers.clear()
+            ask.remove(b"own")
+            ask.rename(b"stranger", b"other")
+            assert ask.answers == [errno.EIO, errno.EIO]
+            assert ask.at(b"other") and served.session.context.lane is not None
             del under
     finally:
         overlay.close()
