@@ -9,7 +9,6 @@
 #include <fcntl.h>
 #include <poll.h>
 #include <sys/uio.h>
-#include <time.h>
 #include <unistd.h>
 
 #define REGULAR (S_IFREG >> 12)
@@ -198,9 +197,7 @@ static int read_contents(Lane *lane, Contents *contents, const struct fuse_in_he
 
 static double seconds(void)
 {
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (double)t.tv_sec + (double)t.tv_nsec * 1e-9;
+    return (double)now() * 1e-9;
 }
 
 static int note_time(PyObject *dictionary, PyObject *key, double time)

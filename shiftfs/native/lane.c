@@ -10,20 +10,12 @@
 #include <sys/epoll.h>
 #include <sys/stat.h>
 #include <sys/uio.h>
-#include <time.h>
 #include <unistd.h>
 
 #define BATCH 256                 /* requests served before the loop looks at everything else */
 #define LOOK 8                    /* requests served before the lane looks whether there is anything else */
 #define LARGE 8192                /* blocks of an unlinked file, as in ops/namespace.py */
 #define SPIN 30000                /* nanoseconds that a next request is waited for without sleeping */
-
-static uint64_t now(void)
-{
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
-}
 
 /* May an inode that the kernel forgets just go? Directories stay as long as anything in them is known. */
 static int is_forgotten_alone(Lane *lane, Inode *inode, uint64_t count)

@@ -318,6 +318,7 @@ typedef struct {
     uint64_t began, until;
 } Wait;
 
+uint64_t now(void);                     /* nanoseconds of CLOCK_MONOTONIC */
 int is_slow(const Patience *patience);  /* Is nothing to be tried at present? */
 Wait begin_wait(Patience *patience, uint64_t most);
 int goes_on(const Wait *wait);          /* 0 when it has been in vain */

@@ -12,7 +12,7 @@
 #define SLOW 10000000               /* for which nothing is tried, once a wait was in vain; then twice as long, ... */
 #define SLOWEST 1280000000          /* ... up to here */
 
-static uint64_t now(void)
+uint64_t now(void)
 {
     struct timespec t;
     clock_gettime(CLOCK_MONOTONIC, &t);

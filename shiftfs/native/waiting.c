@@ -48,13 +48,6 @@ static void prepare_once(void)
     pthread_atfork(NULL, NULL, forget_threads);
 }
 
-static uint64_t now(void)
-{
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
-}
-
 /* --- on the threads --- */
 
 /* As much as there is up to the end of the file, which a short answer means to the kernel: a count, or -errno. */

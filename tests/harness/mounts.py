@@ -4,6 +4,8 @@ Never touches a path beneath a mount: a filesystem that hangs would take the tes
 """
 
 import os
+import signal
+import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
@@ -11,7 +13,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
-from harness.commands import CommandFailed, open_directory, run
+from harness.commands import CommandFailed, open_directory, run, wait_until
 
 UNMOUNT_LIMIT = 20.0
 BUSY_LIMIT = 5.0
@@ -131,6 +133,22 @@ def loop_filesystem(kind: str, size_mb: int, *options: str, image_in: Path | Non
                 unmount(entry)
     finally:
         path.rmdir()
+
+
+@contextmanager
+def stoppable_bindfs(beneath: Path, at: Path, *options: str) -> Iterator["subprocess.Popen[bytes]"]:
+    """bindfs of a directory, which can be stopped (SIGSTOP): what is asked of it waits then. It goes on at the end."""
+    with subprocess.Popen(["bindfs", "-f", *options, beneath, at]) as process:
+        try:
+            wait_until(lambda: os.path.ismount(at), "bindfs")
+            entry = newest_mount(at)
+            try:
+                yield process
+            finally:
+                process.send_signal(signal.SIGCONT)
+                unmount(entry)
+        finally:
+            process.kill()
 
 
 @contextmanager

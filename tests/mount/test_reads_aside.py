@@ -11,9 +11,10 @@ from typing import Any
 
 import pytest
 
-from harness import newest_mount, unmount, wait_until
+from harness import wait_until
 from harness.bodies import pack, reading
 from harness.device import LIMIT, Served
+from harness.mounts import stoppable_bindfs
 from harness.twins import following
 from shiftfs import underway
 from shiftfs.layer import Layer
@@ -36,17 +37,8 @@ def server(tmp_path: Path) -> Iterator["subprocess.Popen[bytes]"]:
     (tmp_path / "source" / "server").mkdir(parents=True)
     (tmp_path / "source" / "fast").write_bytes(b"fast")
     at = tmp_path / "source" / "server"
-    with subprocess.Popen(["bindfs", "-f", "-o", "direct_io", tmp_path / "beneath", at]) as process:
-        try:
-            wait_until(lambda: os.path.ismount(at), "bindfs")
-            entry = newest_mount(at)
-            try:
-                yield process
-            finally:
-                process.send_signal(signal.SIGCONT)
-                unmount(entry)
-        finally:
-            process.kill()
+    with stoppable_bindfs(tmp_path / "beneath", at, "-o", "direct_io") as process:
+        yield process
 
 
 class Local(SourceTree):

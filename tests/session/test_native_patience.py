@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from harness import newest_mount, run, unmount, wait_until
+from harness import newest_mount, run, wait_until
 from harness.bodies import reading
 from harness.device import LIMIT, Served
-from harness.mounts import loop_filesystem
+from harness.mounts import loop_filesystem, stoppable_bindfs
 from harness.twins import following
 from shiftfs.layer import Layer
 from shiftfs.shift.idmap import IDENTITY
@@ -31,23 +31,14 @@ def disk(tmp_path: Path) -> Iterator["subprocess.Popen[bytes]"]:
     (tmp_path / "images").mkdir()
     at = tmp_path / "disk"
     at.mkdir()
-    with subprocess.Popen(["bindfs", "-f", tmp_path / "images", at]) as process:
-        try:
-            wait_until(lambda: os.path.ismount(at), "bindfs")
-            entry = newest_mount(at)
-            try:
-                yield process
-            finally:
-                process.send_signal(signal.SIGCONT)
-                unmount(entry)
-        finally:
-            process.kill()
+    with stoppable_bindfs(tmp_path / "images", at) as process:
+        yield process
 
 
 @pytest.fixture
 def layer(disk: "subprocess.Popen[bytes]", tmp_path: Path) -> Iterator[Path]:
     with loop_filesystem("ext4", 32, image_in=tmp_path / "disk") as path:
-        run(["losetup", "--direct-io=on", run(["findmnt", "-no", "SOURCE", path]).stdout.strip()])
+        run(["losetup", "--direct-io=on", newest_mount(path).source])
         for name in ("file", "other"):
             (path / name).write_bytes(CONTENT)
         yield path
