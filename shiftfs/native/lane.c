@@ -15,7 +15,8 @@
 #define BATCH 256                 /* requests served before the loop looks at everything else */
 #define LOOK 8                    /* requests served before the lane looks whether there is anything else */
 #define LARGE 8192                /* blocks of an unlinked file, as in ops/namespace.py */
-#define SPIN 30000                /* nanoseconds that a next request is waited for without sleeping */
+#define SPIN 100000               /* nanoseconds that a next request is waited for without sleeping: what it may cost to
+                                   * wake a processor of a virtual machine, and whoever asks has to be woken himself */
 
 /* May an inode that the kernel forgets just go? Directories stay as long as anything in them is known. */
 static int is_forgotten_alone(Lane *lane, Inode *inode, uint64_t count)
