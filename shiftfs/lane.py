@@ -27,7 +27,9 @@ _SERVED: Final[dict[int, Handler]] = {
     Opcode.READDIR: directories.readdir,
     Opcode.READDIRPLUS: directories.readdirplus,
 }
-_CHANGES: Final = (Opcode.SETATTR, Opcode.MKNOD, Opcode.UNLINK, Opcode.RENAME, Opcode.RENAME2)
+_CHANGES: Final = (
+    Opcode.SETATTR, Opcode.MKNOD, Opcode.MKDIR, Opcode.SYMLINK, Opcode.UNLINK, Opcode.RENAME, Opcode.RENAME2
+)  # fmt: skip
 
 
 class Lane(Protocol):

@@ -163,18 +163,31 @@ static int done(PyObject *result, Changed *changed)
 
 /* --- creation --- */
 
-/* Make a file as the caller. Without the interpreter's lock; nothing has been done where it is false. */
-static int make_as(const Changes *may, int directory, const char *name, mode_t mode, mode_t mask, uint32_t uid,
-                   uint32_t gid)
+/* What is to be made: a regular file, a directory, or a symlink. */
+typedef struct {
+    mode_t type, mode, mask;
+    const char *target;         /* of a symlink */
+} Making;
+
+static int make_one(const Making *making, int directory, const char *name)
+{
+    if (making->type == S_IFDIR)
+        return mkdirat(directory, name, making->mode & 07777);
+    return making->type == S_IFLNK ? symlinkat(making->target, directory, name)
+        : mknodat(directory, name, S_IFREG | (making->mode & 07777), 0);
+}
+
+/* Make it as the caller. Without the interpreter's lock; nothing has been done where it is false. */
+static int make_as(const Changes *may, int directory, const char *name, const Making *making, uint32_t uid, uint32_t gid)
 {
     int is_another = uid != may->own_uid || gid != may->own_gid, is_caller = 1;
-    mode_t before = umask(mask & 0777);
+    mode_t before = umask(making->mask & 0777);
     if (is_another) {
         setfsgid(gid);
         setfsuid(uid);
         is_caller = (uint32_t)setfsuid((uid_t)-1) == uid && (uint32_t)setfsgid((gid_t)-1) == gid;
     }
-    int is_made = is_caller && mknodat(directory, name, S_IFREG | (mode & 07777), 0) == 0;
+    int is_made = is_caller && make_one(making, directory, name) == 0;
     if (is_another) {
         setfsgid(may->own_gid);
         setfsuid(may->own_uid);
@@ -183,8 +196,15 @@ static int make_as(const Changes *may, int directory, const char *name, mode_t m
     return is_made;
 }
 
-static int make_file(Lane *lane, Inode *parent, const struct fuse_in_header *header, const struct fuse_mknod_in *in,
-                     const char *name, Changed *changed)
+/* Is that what has been made? */
+static int is_new(const Making *making, int directory, const char *name, struct statx *found)
+{
+    return error_at(directory, name, found) == 0 && (found->stx_mode & S_IFMT) == making->type
+        && (making->type == S_IFDIR || found->stx_nlink == 1);
+}
+
+static int make(Lane *lane, Inode *parent, const struct fuse_in_header *header, const Making *making, const char *name,
+                Changed *changed)
 {
     uint32_t uid, gid;
     int result = real_id(lane->may.uids, 1, header->uid, &uid);
@@ -203,13 +223,13 @@ static int make_file(Lane *lane, Inode *parent, const struct fuse_in_header *hea
     struct statx found;
     int directory = place.parts[0].fd, is_made = 0, is_seen = 0;
     Py_BEGIN_ALLOW_THREADS
-    is_made = is_free(lane, &place, name) && make_as(&lane->may, directory, name, in->mode, in->umask, uid, gid);
-    is_seen = is_made && error_at(directory, name, &found) == 0 && S_ISREG(found.stx_mode) && found.stx_nlink == 1;
+    is_made = is_free(lane, &place, name) && make_as(&lane->may, directory, name, making, uid, gid);
+    is_seen = is_made && is_new(making, directory, name, &found);
     Py_END_ALLOW_THREADS
     result = is_seen ? adopt(lane, parent, &place.parts[0], name, &found, &changed->entry) : SPECIAL;
     changed->size = sizeof changed->entry;
     if (is_made && result == SPECIAL) {  /* somebody has been there since */
-        PyObject *entry = PyObject_CallFunctionObjArgs(lane->may.made, (PyObject *)parent, called, NULL);
+        PyObject *entry = PyObject_CallFunction(lane->may.made, "OOi", parent, called, (int)making->type);
         if (entry != NULL && PyBytes_Check(entry) && PyBytes_GET_SIZE(entry) == sizeof changed->entry) {
             memcpy(&changed->entry, PyBytes_AS_STRING(entry), sizeof changed->entry);
             Py_DECREF(entry);
@@ -431,8 +451,20 @@ int change_name(Lane *lane, Inode *inode, const struct fuse_in_header *header, c
     if (header->opcode == FUSE_MKNOD && length > sizeof(struct fuse_mknod_in)) {
         const struct fuse_mknod_in *in = (const void *)body;
         const char *name = (const char *)(in + 1);
+        const Making file = {S_IFREG, in->mode, in->umask, NULL};
         if (S_ISREG(in->mode) && is_name(lane, name, length - sizeof *in))
-            result = make_file(lane, inode, header, in, name, changed);
+            result = make(lane, inode, header, &file, name, changed);
+    } else if (header->opcode == FUSE_MKDIR && length > sizeof(struct fuse_mkdir_in)) {
+        const struct fuse_mkdir_in *in = (const void *)body;
+        const char *name = (const char *)(in + 1);
+        const Making directory = {S_IFDIR, in->mode, in->umask, NULL};
+        if (is_name(lane, name, length - sizeof *in))
+            result = make(lane, inode, header, &directory, name, changed);
+    } else if (header->opcode == FUSE_SYMLINK && length > 0) {
+        size_t first = strnlen(body, length) + 1;
+        const Making link = {S_IFLNK, 0, 022, body + first};
+        if (first < length && memchr(body + first, 0, length - first) == body + length - 1 && is_name(lane, body, first))
+            result = make(lane, inode, header, &link, body, changed);
     } else if (header->opcode == FUSE_UNLINK && is_name(lane, body, length)) {
         result = remove_file(lane, inode, body, changed);
     } else if (header->opcode == FUSE_RENAME && length > sizeof(struct fuse_rename_in)) {

@@ -93,7 +93,7 @@ typedef struct {
 typedef struct {
     uint64_t opcodes;           /* a bit for each */
     PyObject *uids, *gids;      /* real ones of those that are shown */
-    PyObject *made;             /* made(parent, name) -> the entry reply of what has just been made there */
+    PyObject *made;             /* made(parent, name, type) -> the entry reply of what has just been made there */
     PyObject *has_moved, *has_gone, *pinned;    /* as tree.Names */
     Py_ssize_t most_pinned;
     uint32_t own_uid, own_gid;

@@ -170,10 +170,10 @@ def _gone(ctx: Context, inode: Inode | None) -> None:
 # What is left to be done where a lane has seen to all else (shiftfs/native/names.c). An errno where that fails.
 
 
-def made_natively(ctx: Context, parent: Inode, name: bytes) -> Payload | int:
-    """Adopt the regular file that has just been made."""
+def made_natively(ctx: Context, parent: Inode, name: bytes, type_: int) -> Payload | int:
+    """Adopt what has just been made, of that S_IFMT type."""
     try:
-        return ctx.adopt(parent, name, *ctx.made(parent, name, stat.S_IFREG))
+        return ctx.adopt(parent, name, *ctx.made(parent, name, type_))
     except OSError as error:
         return error.errno or errno.EIO
 

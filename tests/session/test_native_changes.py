@@ -76,6 +76,16 @@ class Caller:
         body = abi.MKNOD_IN.pack(mode if stat.S_IFMT(mode) else stat.S_IFREG | mode, 0, umask) + name + b"\0"
         return self._entry(self._device.ask(Opcode.MKNOD, body, parent or self.directory, **caller))
 
+    def make_directory(
+        self, name: bytes, mode: int = 0o755, umask: int = 0, parent: int | None = None, **caller: int
+    ) -> int:
+        body = abi.MKDIR_IN.pack(mode, umask) + name + b"\0"
+        return self._entry(self._device.ask(Opcode.MKDIR, body, parent or self.directory, **caller))
+
+    def make_link(self, name: bytes, target: bytes, parent: int | None = None, **caller: int) -> int:
+        body = name + b"\0" + target + b"\0"
+        return self._entry(self._device.ask(Opcode.SYMLINK, body, parent or self.directory, **caller))
+
     def remove(self, name: bytes, parent: int | None = None) -> None:
         self._nothing(self._device.ask(Opcode.UNLINK, name + b"\0", parent or self.directory))
 
@@ -240,12 +250,53 @@ def new_files(ask: Caller) -> None:
 
 
 @script
-def new_files_where_something_was_removed(ask: Caller) -> None:
-    for name in (b"low", b"both", b"own", b"many", b"hidden", b"hidden by name"):
-        ask.at(name)
-        ask.remove(name)
-        ask.make(name)
-        ask.at(name)
+def new_directories(ask: Caller) -> None:
+    for parent in (ask.directory, ask.at(b"sub"), ask.at(b"merged"), abi.ROOT_ID):
+        ask.look(b"opens it", parent)
+        for mode, umask in ((0o777, 0o022), (0o1777, 0), (0o6750, 0), (0o750, 0o777)):
+            name = b"new %o" % mode
+            made = ask.make_directory(name, mode, umask, parent)
+            ask.get(made)
+            ask.look(b"absent", made)
+            ask.get(ask.make_directory(b"in it", parent=made))
+            ask.make(b"file", parent=made)
+            ask.look(name, parent)
+            ask.forget(made, 2)
+        ask.make_directory(b"of somebody", parent=parent, uid=100_004)
+        ask.make_directory(b"of nobody", parent=parent, uid=4)
+    long = [b"x" * size for size in (251, 252, 255, 256)]
+    for name in (b"own", b"low", b"sub", b"merged", b"hidden", b".wh.own", *long):
+        ask.make_directory(name)
+        ask.make_directory(name)
+    ask.make_directory(b"between", 0o777, 0o777)
+    ask.make(b"after it", 0o666)
+
+
+@script
+def new_symlinks(ask: Caller) -> None:
+    for parent in (ask.directory, ask.at(b"sub"), ask.at(b"merged"), abi.ROOT_ID):
+        ask.look(b"opens it", parent)
+        for target in (b"own", b"/somewhere/else", b"..", b"\xff\n", b"x" * 4095, b"x" * 4096):
+            made = ask.make_link(b"to %d" % len(target), target, parent)
+            if made:
+                ask.get(made)
+                ask.follow(made)
+                ask.set(made, TIMES, atime=1, mtime=2)
+        ask.make_link(b"of somebody", b"own", parent, uid=100_004)
+        ask.make_link(b"of nobody", b"own", parent, uid=4)
+    for name in (b"own", b"low", b"sub", b"merged", b"hidden", b".wh.own", b"x" * 255, b"x" * 256):
+        ask.make_link(name, b"own")
+        ask.make_link(name, b"own")
+
+
+@script
+def new_ones_where_something_was_removed(ask: Caller) -> None:
+    for make in (ask.make, ask.make_directory, lambda name: ask.make_link(name, b"own")):
+        for name in (b"low", b"both", b"own", b"many", b"hidden", b"hidden by name"):
+            ask.at(name)
+            ask.remove(name)
+            make(name)
+            ask.at(name)
 
 
 @script
@@ -254,6 +305,9 @@ def new_files_where_the_group_is_inherited(ask: Caller) -> None:
     ask.set(ask.directory, Fattr.GID | Fattr.MODE, gid=9, mode=0o2777)
     ask.make(b"new", 0o755)
     ask.make(b"of somebody", 0o755, uid=100_004)
+    ask.make_directory(b"directory", 0o755)
+    ask.make_directory(b"directory of somebody", 0o755, uid=100_004)
+    ask.make_link(b"symlink", b"own", uid=100_004)
 
 
 @script
@@ -552,7 +606,7 @@ def test_the_plain_ones_are_served_natively(tmp_path: Path, monkeypatch: pytest.
             sub, merged, many = (ask.at(name) for name in (b"sub", b"merged", b"many"))
             ask.look(b"opens it", sub)
             with monkeypatch.context() as patched:
-                refusing(served, patched, "change", "mknod", "lookup")
+                refusing(served, patched, "change", "mknod", "mkdir", "symlink", "lookup")
                 ask.answers.clear()
                 for name, nodeid in files.items():
                     ask.set(nodeid, TIMES | Fattr.UID, atime=1, mtime=2, uid=7)
@@ -565,6 +619,9 @@ def test_the_plain_ones_are_served_natively(tmp_path: Path, monkeypatch: pytest.
                 ask.make(b"new")
                 ask.make(b"newer", uid=1000)
                 ask.rename(b"newer", b"new")
+                for nodeid in (ask.directory, sub, merged, ask.make_directory(b"new directory")):
+                    ask.make_directory(b"newer directory", parent=nodeid, uid=1000)
+                    ask.make_link(b"newer symlink", b"../anywhere", parent=nodeid, uid=1000)
                 for nodeid in (sub, merged):
                     ask.set(nodeid, Fattr.MODE, mode=0o700)
                 assert [one for one in ask.answers if isinstance(one, int) and one] == []
@@ -615,14 +672,15 @@ def test_what_the_lane_does_not_know_after_all_is_adopted_by_python(
     with following(under, IDENTITY) as served:
         ask = Caller(served, 0)
         with monkeypatch.context() as patched:
-            refusing(served, patched, "mknod")
-            nodeid = ask.make(b"new")
-        assert nodeid == ask.at(b"new")
+            refusing(served, patched, "mknod", "mkdir", "symlink")
+            new = [ask.make(b"new"), ask.make_directory(b"directory"), ask.make_link(b"symlink", b"new")]
+        assert new == [ask.at(name) for name in (b"new", b"directory", b"symlink")]
         assert (made.upper / "d" / "new").exists()
         with monkeypatch.context() as patched:
             refusing(served, patched, "lookup")
             ask.make(b"newer")
-        assert ask.answers[-1] == errno.EXDEV
+            ask.make_directory(b"newer directory")
+        assert ask.answers[-2:] == [errno.EXDEV, errno.EXDEV]
         del under
 
 
