@@ -76,7 +76,7 @@ PyObject *native_look(PyObject *module, PyObject *const *args, Py_ssize_t count)
     uint64_t kind = f.stx_mode >> 12;
     if (kind == S_IFDIR >> 12)
         kind |= statx_mount(&f) << 4;
-    Key key = {device, f.stx_ino, kind};
+    Key key = {.device = (uint32_t)device, .number = f.stx_ino, .kind = (uint32_t)kind};
     if (!set_birth(&key, &f)) {
         Py_DECREF(number);
         Py_RETURN_FALSE;

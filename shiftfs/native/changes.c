@@ -97,7 +97,7 @@ done:
 int reach_found(Lane *lane, Inode *inode, Reach *reach)
 {
     memset(reach, 0, sizeof *reach);
-    if (inode->place == NULL || inode->name == NULL || !part_of(inode->place, &reach->part, lane->is_layered))
+    if (place_of(inode) == NULL || inode->name == NULL || !part_of(inode->place, &reach->part, lane->is_layered))
         return 0;
     reach->key = inode->key;
     reach->name = Py_NewRef(inode->name);

@@ -15,10 +15,14 @@ int read_key(PyObject *from, Key *key)
         PyErr_SetString(PyExc_TypeError, "a real key is four numbers");
         return -1;
     }
-    key->device = PyLong_AsUnsignedLongLong(PyTuple_GET_ITEM(from, 0));
+    unsigned long long device = PyLong_AsUnsignedLongLong(PyTuple_GET_ITEM(from, 0));
+    unsigned long long kind = PyLong_AsUnsignedLongLong(PyTuple_GET_ITEM(from, 3));
     key->number = PyLong_AsUnsignedLongLong(PyTuple_GET_ITEM(from, 1));
-    key->kind = PyLong_AsUnsignedLongLong(PyTuple_GET_ITEM(from, 3));
     key->born = PyLong_AsLongLong(PyTuple_GET_ITEM(from, 2));
+    if (!PyErr_Occurred() && (device > UINT32_MAX || kind > UINT32_MAX))
+        PyErr_SetString(PyExc_OverflowError, "no device or type has so large a number");
+    key->device = (uint32_t)device;
+    key->kind = (uint32_t)kind;
     return PyErr_Occurred() ? -1 : 0;
 }
 
@@ -62,20 +66,18 @@ static PyObject *Inode_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
 static int Inode_traverse(Inode *self, visitproc visit, void *arg)
 {
     Py_VISIT(self->entry);
-    Py_VISIT(self->place);
+    Py_VISIT(self->children);   /* or its place */
     Py_VISIT(self->parent);
-    Py_VISIT(self->children);
     Py_VISIT(self->watch);
     return 0;
 }
 
 static int Inode_clear(Inode *self)
 {
+    Py_CLEAR(self->children);   /* or its place */
     Py_CLEAR(self->entry);
-    Py_CLEAR(self->place);
     Py_CLEAR(self->parent);
     Py_CLEAR(self->name);
-    Py_CLEAR(self->children);
     Py_CLEAR(self->watch);
     return 0;
 }
@@ -92,7 +94,7 @@ int make_entry(Inode *self)
 {
     if (self->entry != NULL)
         return 0;
-    if (self->place == NULL || self->parent == NULL) {
+    if (place_of(self) == NULL || self->parent == NULL) {
         PyErr_SetString(PyExc_SystemError, "an inode without an entry");
         return -1;
     }
@@ -103,8 +105,8 @@ int make_entry(Inode *self)
     Py_XDECREF(key);
     if (made == NULL)
         return -1;
-    self->entry = made;
     Py_CLEAR(self->place);
+    self->entry = made;
     return 0;
 }
 
@@ -115,8 +117,13 @@ static PyObject *Inode_get_entry(Inode *self, void *closure)
 
 static int Inode_set_entry(Inode *self, PyObject *value, void *closure)
 {
-    Py_XSETREF(self->entry, Py_XNewRef(value));
-    Py_CLEAR(self->place);
+    if (value == NULL) {
+        PyErr_SetString(PyExc_TypeError, "an inode keeps its entry");
+        return -1;
+    }
+    if (self->entry == NULL)
+        Py_CLEAR(self->place);
+    Py_XSETREF(self->entry, Py_NewRef(value));
     return 0;
 }
 
@@ -136,7 +143,7 @@ static int Inode_set_parent(Inode *self, PyObject *value, void *closure)
         PyErr_SetString(PyExc_TypeError, "parent is an Inode or None");
         return -1;
     }
-    if (self->place != NULL && make_entry(self))  /* where it was found is not where it is any more */
+    if (place_of(self) != NULL && make_entry(self))  /* where it was found is not where it is any more */
         return -1;
     Py_XSETREF(self->parent, value == Py_None ? NULL : Py_XNewRef(value));
     return 0;
@@ -144,7 +151,7 @@ static int Inode_set_parent(Inode *self, PyObject *value, void *closure)
 
 static PyObject *Inode_get_children(Inode *self, void *closure)
 {
-    return or_none(self->children);
+    return or_none(children_of(self));
 }
 
 static int Inode_set_children(Inode *self, PyObject *value, void *closure)
@@ -153,6 +160,8 @@ static int Inode_set_children(Inode *self, PyObject *value, void *closure)
         PyErr_SetString(PyExc_TypeError, "children are a dict or None");
         return -1;
     }
+    if (make_entry(self))
+        return -1;
     Py_XSETREF(self->children, value == Py_None ? NULL : Py_XNewRef(value));
     return 0;
 }
@@ -174,13 +183,13 @@ static PyObject *Inode_get_type(Inode *self, void *closure)
 
 static PyObject *Inode_told(Inode *self, PyObject *name)
 {
-    PyObject *inode = self->children == NULL ? NULL : PyDict_GetItemWithError(self->children, name);
+    PyObject *children = children_of(self), *inode = children == NULL ? NULL : PyDict_GetItemWithError(children, name);
     return inode == NULL && PyErr_Occurred() ? NULL : or_none(inode);
 }
 
 static PyObject *Inode_is_lazy(Inode *self, void *closure)
 {
-    return PyBool_FromLong(self->place != NULL);
+    return PyBool_FromLong(place_of(self) != NULL);
 }
 
 static PyObject *Inode_get_nlookup(Inode *self, void *closure)

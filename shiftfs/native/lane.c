@@ -24,16 +24,16 @@ static int is_forgotten_alone(Lane *lane, Inode *inode, uint64_t count)
     Inode *parent = (Inode *)inode->parent;
     int is_dir = (inode->key.kind & 0xF) == S_IFDIR >> 12;
     return !is_dir && (uint64_t)inode->nlookup == count && (parent == NULL || parent->nlookup > 0)
-        && (inode->watch == NULL || inode->watch == Py_None) && inode->children == NULL && has_one_place(lane, inode);
+        && (inode->watch == NULL || inode->watch == Py_None) && children_of(inode) == NULL && has_one_place(lane, inode);
 }
 
 /* Nothing that was told leads to it any more. */
 static int untell(Inode *inode)
 {
     Inode *parent = (Inode *)inode->parent;
-    int is_told = parent != NULL && parent->children != NULL
-        && PyDict_GetItem(parent->children, inode->name) == (PyObject *)inode;
-    return is_told && PyDict_DelItem(parent->children, inode->name);
+    PyObject *children = parent == NULL ? NULL : children_of(parent);
+    int is_told = children != NULL && PyDict_GetItem(children, inode->name) == (PyObject *)inode;
+    return is_told && PyDict_DelItem(children, inode->name);
 }
 
 /* May what goes with an inode's last name take long to free? */

@@ -308,17 +308,19 @@ static int adopt_called(Lane *lane, Inode *parent, const Part *part, const char 
     const Device *known = device_of(lane, device);
     if (known == NULL || !(found->stx_mask & STATX_BTIME) || (lane->is_layered && found->stx_ino >> 48))
         return SPECIAL;
-    Key key = {device, found->stx_ino, found->stx_mode >> 12};
+    Key key = {.device = (uint32_t)device, .number = found->stx_ino, .kind = found->stx_mode >> 12};
     if (!set_birth(&key, found))
         return SPECIAL;
     if (S_ISDIR(found->stx_mode)) {
-        key.kind |= statx_mount(found) << 4;
+        if (statx_mount(found) > MOST_MOUNT)
+            return SPECIAL;
+        key.kind |= (uint32_t)statx_mount(found) << 4;
         return describe(lane, found, known->addend, &out->attr) ? FAILED
             : adopt_directory(lane, parent, part, name, &key, out);
     }
     Inode **slot = find_key(&lane->store->by_key, &key);
     Inode *inode = slot == NULL ? NULL : *slot;
-    if (inode != NULL && (inode->place != part->real || inode->parent != (PyObject *)parent
+    if (inode != NULL && (place_of(inode) != part->real || inode->parent != (PyObject *)parent
                           || strcmp(PyBytes_AS_STRING(inode->name), name) != 0))
         return SPECIAL;
     if (describe(lane, found, known->addend, &out->attr))

@@ -104,7 +104,7 @@ static int prepare(Workshop *shop, const char *uuid, const Made *as, int lower, 
     if (attributes > 0 || (attributes < 0 && errno != EOPNOTSUPP) || shares_content(shop, source, made)
         || look_at(made, &found) || !(found.stx_mask & STATX_BTIME) || !set_birth(key, &found))
         return 0;
-    key->device = statx_device(&found);
+    key->device = (uint32_t)statx_device(&found);
     key->number = found.stx_ino;
     key->kind = found.stx_mode >> 12;
     *mode = found.stx_mode & 07777;

@@ -78,7 +78,7 @@ static Inode *told_alone(Lane *lane, const Place *place, PyObject *name)
     }
     int is_alone = has_one_place(lane, inode);
     if (is_alone && inode->entry == NULL)
-        is_alone = inode->place == place->parts[0].real;
+        is_alone = place_of(inode) == place->parts[0].real;
     else if (is_alone && lane->is_layered) {
         PyObject *gate = PyObject_GetAttrString(inode->entry, "gate"), *upper = PyObject_GetAttr(inode->entry, s_upper);
         PyObject *its_own = upper == NULL || upper == Py_None ? NULL : PyObject_GetAttrString(upper, "key");
@@ -346,7 +346,7 @@ static int tell_elsewhere(Inode *inode, Inode *parent, PyObject *name, const Pla
         return FAILED;
     Py_XSETREF(inode->parent, Py_NewRef(target));
     Py_XSETREF(inode->name, Py_NewRef(new_name));
-    if (inode->place != NULL)
+    if (place_of(inode) != NULL)
         Py_XSETREF(inode->place, Py_NewRef(to->parts[0].real));
     return PLAIN;
 }

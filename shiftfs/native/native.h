@@ -21,11 +21,15 @@
 
 /* --- inode.c --- */
 
-/* A real key: device, inode number, type (for directories with the mount's id above it) and birth time. */
+/* A real key: device, inode number, type (for directories with the mount's id above it) and birth time. The kernel's own
+ * numbers of devices and mounts have no more bits. */
 typedef struct {
-    uint64_t device, number, kind;
+    uint64_t number;
     int64_t born;
+    uint32_t device, kind;
 } Key;
+
+#define MOST_MOUNT (UINT32_MAX >> 4)
 
 typedef struct {
     PyObject_HEAD
@@ -34,12 +38,14 @@ typedef struct {
     uint64_t unlinked : 1;
     Key key;
     PyObject *entry;    /* NULL: still to be made, by what it was found in */
-    PyObject *place;    /* the directory of a layer that it was found in, until then */
+    union {
+        PyObject *place;        /* the directory of a layer that it was found in, until it has an entry: see place_of */
+        PyObject *children;     /* what it has been told to have in it, from then on: see children_of */
+    };
     PyObject *parent;
     PyObject *name;
-    PyObject *children;
     PyObject *watch;
-} Inode;    /* there may be millions: 112 bytes, and 16 of the collector's before them, are a size that malloc has */
+} Inode;    /* there may be millions: 96 bytes, and 16 of the collector's before them, are a size that malloc has */
 
 extern PyTypeObject InodeType;
 
@@ -48,6 +54,16 @@ int read_key(PyObject *from, Key *key);
 PyObject *key_tuple(const Key *key);
 PyObject *or_none(PyObject *value);
 int make_entry(Inode *inode);       /* if it has none yet; -1: an exception is set */
+
+static inline PyObject *place_of(const Inode *inode)
+{
+    return inode->entry == NULL ? inode->place : NULL;
+}
+
+static inline PyObject *children_of(const Inode *inode)
+{
+    return inode->entry == NULL ? NULL : inode->children;
+}
 
 /* --- table.c --- */
 

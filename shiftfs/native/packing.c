@@ -53,16 +53,12 @@ static int number_of_key(const Lane *lane, uint64_t device, uint64_t number, uin
     return PLAIN;
 }
 
-/* The first two of the four numbers of an object's key. */
-static int key_of(PyObject *object, uint64_t *device, uint64_t *number)
+static int key_of(PyObject *object, Key *key)
 {
-    PyObject *key = PyObject_GetAttr(object, s_key);
-    int is_key = key != NULL && PyTuple_Check(key) && PyTuple_GET_SIZE(key) == 4;
-    *device = is_key ? PyLong_AsUnsignedLongLong(PyTuple_GET_ITEM(key, 0)) : 0;
-    *number = is_key ? PyLong_AsUnsignedLongLong(PyTuple_GET_ITEM(key, 1)) : 0;
-    Py_XDECREF(key);
-    is_key = is_key && !PyErr_Occurred();
+    PyObject *its_own = PyObject_GetAttr(object, s_key);
+    int is_key = its_own != NULL && read_key(its_own, key) == 0;
     PyErr_Clear();
+    Py_XDECREF(its_own);
     return is_key ? PLAIN : SPECIAL;
 }
 
@@ -101,9 +97,10 @@ static int call_kept(Lane *lane, PyObject *method, Inode *inode, PyObject *rows)
 static PyObject *list(Lane *lane, Inode *inode, const Part *parts, int count)
 {
     struct stat found;
-    uint64_t device, number, addend;
+    uint64_t addend;
+    Key key;
     if (count != 1 || fstat(parts[0].fd, &found) || found.st_nlink == 0 || found.st_size >= LARGE
-        || key_of(parts[0].real, &device, &number) || number_of_key(lane, device, 0, &addend))
+        || key_of(parts[0].real, &key) || number_of_key(lane, key.device, 0, &addend))
         return NULL;
     PyObject *entry = Py_NewRef(inode->entry);
     int tells = told_numbers(lane, entry, &parts[0]);
@@ -268,13 +265,13 @@ PyObject *Lane_pack(Lane *self, PyObject *args)
 /* What is to be known of a directory for its dots. */
 static int dots_of(Lane *lane, Inode *inode, uint64_t numbers[DOTS])
 {
-    uint64_t device, number;
+    Key key;
     PyObject *above = PyObject_GetAttr(inode->entry, s_parent);
-    int result = above == NULL ? SPECIAL : key_of(above == Py_None ? inode->entry : above, &device, &number);
+    int result = above == NULL ? SPECIAL : key_of(above == Py_None ? inode->entry : above, &key);
     PyErr_Clear();
     Py_XDECREF(above);
     if (result == PLAIN)
-        result = number_of_key(lane, device, number, &numbers[1]);
+        result = number_of_key(lane, key.device, key.number, &numbers[1]);
     return result == PLAIN ? number_of_key(lane, inode->key.device, inode->key.number, &numbers[0]) : result;
 }
 

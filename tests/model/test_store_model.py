@@ -13,7 +13,7 @@ from shiftfs import native, store
 from shiftfs.tree import RealKey
 
 KEYS = st.tuples(
-    st.integers(0, 2**64 - 1), st.integers(0, 2**64 - 1), st.integers(-(2**63), 2**63 - 1), st.integers(0, 2**64 - 1)
+    st.integers(0, 2**32 - 1), st.integers(0, 2**64 - 1), st.integers(-(2**63), 2**63 - 1), st.integers(0, 2**32 - 1)
 )
 FEW = [(1, number, 5, 8) for number in range(20)]
 
@@ -23,7 +23,9 @@ def test_a_key_is_what_it_was(key: RealKey) -> None:
     assert native.Inode(7, key, None).key == key
 
 
-@pytest.mark.parametrize("key", [(1, 2, 3), (1, 2, 3, 4, 5), (1, 2, 3, -1), (2**64, 2, 3, 4), (1, 2, 2**127, 4), None])
+@pytest.mark.parametrize(
+    "key", [(1, 2, 3), (1, 2, 3, 4, 5), (1, 2, 3, -1), (2**32, 2, 3, 4), (1, 2, 2**127, 4), (1, 2, 3, 2**32), None]
+)
 def test_what_is_no_key(key: object) -> None:
     with pytest.raises((TypeError, OverflowError)):
         native.Inode(7, key, None)
