@@ -301,6 +301,13 @@ int note_told(const Lane *lane, Inode *inode)
     return remove_key(contents->before, (PyObject *)inode) || remove_key(contents->written, (PyObject *)inode);
 }
 
+/* Has it set-id bits, which go with the content, as whoever writes may not keep them (FUSE_HANDLE_KILLPRIV_V2)? */
+static int loses_set_ids(const struct fuse_write_in *request, int fd)
+{
+    struct stat found;
+    return request->write_flags & FUSE_WRITE_KILL_SUIDGID && (fstat(fd, &found) || found.st_mode & (S_ISUID | S_ISGID));
+}
+
 static int appends(const struct fuse_write_in *request)
 {
     return request->flags & O_APPEND && !(request->write_flags & FUSE_WRITE_CACHE);
@@ -349,6 +356,8 @@ static int write_after_copy(Lane *lane, Contents *contents, const struct fuse_in
     double started = seconds();
     int is_fit = is_free(contents, inode) && !is_slow_device(contents->slow_until, inode->key.device), copy = -1;
     int result = is_fit ? bring_up(lane, inode, NULL, &copy) : SPECIAL;
+    if (result == PLAIN && loses_set_ids(request, copy))
+        result = SPECIAL;
     if (result == PLAIN && request->write_flags & FUSE_WRITE_CACHE && note_before(contents, inode, copy, started))
         result = FAILED;
     if (result == PLAIN)
@@ -362,8 +371,7 @@ static int write_contents(Lane *lane, Contents *contents, const struct fuse_in_h
 {
     const struct fuse_write_in *request = (const void *)body;
     Inode *inode = regular(lane, header->nodeid);
-    if (!contents->writes || inode == NULL || request->write_flags & FUSE_WRITE_KILL_SUIDGID
-        || request->flags & (O_DSYNC | O_SYNC) || !is_shared(contents, request->fh))
+    if (!contents->writes || inode == NULL || request->flags & (O_DSYNC | O_SYNC) || !is_shared(contents, request->fh))
         return SPECIAL;
     PyObject *entry = PyObject_GetAttrString((PyObject *)inode, "entry");  /* made, if nobody has asked for it so far */
     if (entry == NULL)
@@ -380,6 +388,10 @@ static int write_contents(Lane *lane, Contents *contents, const struct fuse_in_h
         if (result == SPECIAL)
             PyErr_Clear();
         return result;
+    }
+    if (loses_set_ids(request, held.fd)) {
+        let_go(&held);
+        return SPECIAL;
     }
     double started = seconds();
     if (note_time(contents->writers, held.real, started)

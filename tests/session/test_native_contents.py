@@ -5,6 +5,7 @@ import fcntl
 import gc
 import os
 import signal
+import stat
 import struct
 import threading
 import time
@@ -16,7 +17,7 @@ from typing import Any
 import pytest
 
 from harness import Layers
-from harness.bodies import reading
+from harness.bodies import reading, setting
 from harness.device import LIMIT, MAX_WRITE, Answer, Served
 from harness.overlaid import Overlay
 from harness.twins import following, in_plain_python
@@ -25,7 +26,7 @@ from shiftfs.ops.handles import OpenFile
 from shiftfs.shift.idmap import IDENTITY
 from shiftfs.source import SourceTree
 from shiftfs.tree import Descriptor, Gate, Tree
-from shiftfs.wire.abi import Opcode, WriteFlag
+from shiftfs.wire.abi import Fattr, Opcode, WriteFlag
 
 KINDS = ["source", "overlay"]
 SIZES = {b"empty": 0, b"small": 100, b"page": 4096, b"large": 3 * MAX_WRITE + 17}
@@ -173,6 +174,20 @@ def test_what_is_plain_is_served_natively(served: Served, nodeid: int, handled: 
     assert handled == []
     counters = served.session.counters
     assert (counters[Opcode.READ].count, counters[Opcode.WRITE].count) == (20, 21)
+
+
+@pytest.mark.parametrize(
+    ("mode", "kept", "by"), [(0o755, 0o755, []), (0o6755, 0o755, [Opcode.WRITE]), (0o2644, 0o2644, [Opcode.WRITE])]
+)
+def test_set_id_bits_go_with_what_somebody_writes(
+    served: Served, nodeid: int, handled: list[int], tmp_path: Path, mode: int, kept: int, by: list[int]
+) -> None:
+    """Whoever is nobody's root is said to be so with each write: it is plain where the file has no such bits."""
+    assert served.device.ask(Opcode.SETATTR, setting(Fattr.MODE, mode=stat.S_IFREG | mode), nodeid).errno == 0
+    asked = writing(b"1", write_flags=int(WriteFlag.KILL_SUIDGID))
+    assert served.device.ask(Opcode.WRITE, asked, nodeid).payload == struct.pack("=II", 1, 0)
+    assert stat.S_IMODE((tmp_path / "at" / "upper" / "d" / "small").stat().st_mode) == kept
+    assert handled == by
 
 
 def test_a_writer_is_closed_a_while_after_its_last_write(served: Served, nodeid: int) -> None:
