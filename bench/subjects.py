@@ -87,6 +87,7 @@ KERNEL: Final = "overlayfs"
 SINGLE: Final = "shiftfs"
 OVERLAY: Final = "shiftfs overlay"
 COLLECTING: Final = "shiftfs overlay writeback"
+VOLATILE: Final = "shiftfs overlay volatile"
 
 SUBJECTS: Final = (
     Subject(NATIVE, None),
@@ -101,7 +102,7 @@ SUBJECTS: Final = (
     ours("shiftfs writeback", "writeback", "files", "data"),
     our_overlay(COLLECTING, "writeback", "files", "data"),
     ours("shiftfs locks=layers", "locks=layers", "locks"),
-    our_overlay("shiftfs overlay volatile", "volatile", "copyup"),
+    our_overlay(VOLATILE, "volatile", "copyup"),
     peer(
         KERNEL,
         lambda place: ["mount", "-t", "overlay", "-o", f"{place.options},{_KERNEL}", "none", str(place.at)],

@@ -3,7 +3,7 @@
 from typing import Final, NamedTuple
 
 from .results import Results, ratio_range
-from .subjects import COLLECTING, KERNEL, NATIVE, OVERLAY, SINGLE
+from .subjects import COLLECTING, KERNEL, NATIVE, OVERLAY, SINGLE, VOLATILE
 
 _FUSE: Final = "fuse-overlayfs"
 _PASSED: Final = ("shiftfs passthrough", "shiftfs overlay passthrough")
@@ -68,6 +68,8 @@ _PASSED_DATA: Final = (
     "random 4 KiB write",
 )
 
+_COPIED: Final = ("append", "chmod of a lower file")
+
 
 def _against(fuse: float, bindfs: float | None = None) -> tuple[Bound, ...]:
     bounds = (Bound(OVERLAY, _FUSE, fuse),)
@@ -101,7 +103,8 @@ TARGETS: Final = (
         ("sequential write", "sequential write+fsync", "random 4 KiB write"),
         (Bound(COLLECTING, _FUSE, 1.0),),
     ),
-    Target("copy-up of small files", "copyup", ("append", "chmod of a lower file"), _against(0.8)),
+    Target("copy-up of small files", "copyup", _COPIED, _against(0.8)),
+    Target("copy-up, not waited for as the other's", "copyup", _COPIED, (Bound(VOLATILE, _FUSE, 0.8),)),
     Target("whole jobs", "whole", ("untar", "git status", "python imports", "dpkg --install"), _against(0.9)),
     Target(
         "memory",
