@@ -282,8 +282,13 @@ static int adopt_directory(Lane *lane, Inode *parent, const Part *part, const ch
         goto end;
     }
     reply = PyObject_CallFunctionObjArgs(lane->adopt, (PyObject *)parent, called, tuple, part->real, NULL);
-    if (reply == NULL)
+    if (reply == NULL) {
+        if (PyErr_ExceptionMatches(PyExc_OSError)) {  /* somebody was there: the handlers look again, and say what it is */
+            PyErr_Clear();
+            result = SPECIAL;
+        }
         goto end;
+    }
     Inode **slot = find_key(&lane->store->by_key, key);
     if (reply == Py_None && slot != NULL) {
         reply_for(*slot, out);

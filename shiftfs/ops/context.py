@@ -264,11 +264,11 @@ class Context:
         live = self.live
         may_have_changed = live is None or live.watch(inode)
         self.inodes.tell(parent, name, inode)
+        valid, reply = self.valid(inode), None
+        if valid != FOREVER or may_have_changed:
+            reply = replies.entry(inode.nodeid, 0, FOREVER, valid, self.shown(self.tree.attributes(entry)))
         inode.nlookup += 1
-        valid = self.valid(inode)
-        if valid == FOREVER and not may_have_changed:
-            return None
-        return replies.entry(inode.nodeid, 0, FOREVER, valid, self.shown(self.tree.attributes(entry)))
+        return reply
 
     def check_listing(self, inode: Inode) -> None:
         """Where nobody tells us of changes: the kernel keeps a directory's listing as long as its times stay, and those

@@ -684,6 +684,31 @@ def test_what_the_lane_does_not_know_after_all_is_adopted_by_python(
         del under
 
 
+@pytest.mark.parametrize("which", ["python", "native"])
+@pytest.mark.parametrize("is_gone", [False, True], ids=["still there", "gone again"])
+def test_a_new_directory_that_is_lost_before_it_is_known(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, which: str, is_gone: bool
+) -> None:
+    """The caller gets the layer's error, or is told to look again; nobody else notices."""
+    made = fill(tmp_path)
+
+    def lose(self: InodeTable, key: object, entry: object) -> None:
+        if is_gone:
+            (made.upper / "d" / "new").rmdir()
+        raise OSError(errno.ENOMEM, "lost")
+
+    with by(which), following(SourceTree(Layer(os.fsencode(made.upper)), 64), IDENTITY) as served:
+        ask = Caller(served, 0)
+        with monkeypatch.context() as patched:
+            patched.setattr(type(served.session.context.inodes), "add", lose)
+            assert ask.make_directory(b"new") == 0
+        assert ask.answers[-1] == (errno.ESTALE if is_gone and which == "native" else errno.ENOMEM)
+        assert (ask.at(b"new") != 0) is not is_gone
+        assert (served.session.context.lane is not None) is (which == "native")
+        ask.make_directory(b"newer")
+        assert ask.at(b"newer")
+
+
 @contextmanager
 def serving(at: Path, kind: str, unlinked: int = 1024) -> Iterator[tuple[Served, Layers]]:
     made = fill(at)
