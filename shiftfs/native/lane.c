@@ -227,18 +227,23 @@ static int has_news(Lane *lane, int fd)
     return 1;
 }
 
-/* Is our connection ready? Others' descriptors that are go to `heard`: some tell of a change but once, to whoever polls
- * first (fs/proc_namespace.c, mounts_poll). */
-static int poll_once(Lane *lane)
+/* Is our connection one of those that are ready? Others' descriptors that are go to `heard`: some tell of a change but
+ * once, to whoever polls first (fs/proc_namespace.c, mounts_poll). */
+static int is_ours_ready(Lane *lane, const struct epoll_event *events, int ready)
 {
-    struct epoll_event events[EVENTS];
-    int ready = epoll_wait(lane->poll, events, EVENTS, 0), is_ours = 0;
+    int is_ours = 0;
     for (int at = 0; at < ready; at++)
         if (events[at].data.fd == lane->fd)
             is_ours = 1;
         else if (has_news(lane, events[at].data.fd) && lane->heard_count < EVENTS)
             lane->heard[lane->heard_count++] = events[at].data.fd;
     return is_ours;
+}
+
+static int poll_once(Lane *lane)
+{
+    struct epoll_event events[EVENTS];
+    return is_ours_ready(lane, events, epoll_wait(lane->poll, events, EVENTS, 0));
 }
 
 int hears_nothing(Lane *lane)
@@ -253,21 +258,27 @@ static int waits_awake(const Lane *lane)
     return lane->spins && lane->gap < SPIN && now() - lane->answered_at < SPIN;
 }
 
-static void let_others_run(void)
+/* The same as poll_once, but awake until something is ready, or it has been in vain. Others have the interpreter, and the
+ * processor, meanwhile. */
+static int poll_awake(Lane *lane)
 {
+    struct epoll_event events[EVENTS];
+    int ready;
     Py_BEGIN_ALLOW_THREADS
-    sched_yield();
+    do {
+        sched_yield();
+        ready = epoll_wait(lane->poll, events, EVENTS, 0);
+    } while (ready == 0 && waits_awake(lane));
     Py_END_ALLOW_THREADS
+    return is_ours_ready(lane, events, ready);
 }
 
 /* Is our connection ready, and nothing else? */
 static int is_next_ours(Lane *lane)
 {
     int is_ours = poll_once(lane);
-    while (!is_ours && lane->heard_count == 0 && waits_awake(lane)) {
-        let_others_run();
-        is_ours = poll_once(lane);
-    }
+    while (!is_ours && lane->heard_count == 0 && waits_awake(lane))
+        is_ours = poll_awake(lane);
     return is_ours && lane->heard_count == 0;
 }
 
@@ -287,11 +298,8 @@ static ssize_t receive(Lane *lane, PyObject *buffer, int served)
             : read(lane->fd, room, most);
         if (size >= 0 || errno != EAGAIN || served == 0)
             return size;
-        if (poll_once(lane) && lane->heard_count == 0)
-            continue;
-        if (lane->heard_count || !waits_awake(lane))
+        if (!is_next_ours(lane))
             return 0;
-        let_others_run();
     }
 }
 

@@ -21,8 +21,8 @@
 
 /* --- inode.c --- */
 
-/* A real key: device, inode number, type (for directories with the mount's id above it) and birth time. The kernel's own
- * numbers of devices and mounts have no more bits. */
+/* A real key: device, inode number, type (for directories with the mount's id above it) and birth time. The kernel's
+ * own numbers of devices have no more bits, and it gives mounts the lowest that are free. */
 typedef struct {
     uint64_t number;
     int64_t born;
