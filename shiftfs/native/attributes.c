@@ -109,7 +109,7 @@ int attributes_of(Lane *lane, uint64_t nodeid, struct fuse_attr_out *out)
     if (inode == NULL || inode->entry == NULL || inode->unlinked || !is_followed(inode)
         || is_written(lane, inode))
         return SPECIAL;
-    int is_dir = (inode->key.kind & 0xF) == S_IFDIR >> 12;
+    int is_dir = is_directory(inode);
     if (is_dir && (inode->watch == NULL || inode->watch == Py_None))
         return SPECIAL;  /* whether its listing has changed is to be looked at */
     Py_ssize_t count = plain_count(lane, inode);

@@ -64,20 +64,17 @@ PyObject *native_look(PyObject *module, PyObject *const *args, Py_ssize_t count)
         Py_RETURN_NONE;
     if (failed)
         return failure(args[1]);
-    uint64_t device = (uint64_t)f.stx_dev_major << 20 | f.stx_dev_minor;
+    uint64_t device = statx_device(&f);
     PyObject *number = PyLong_FromUnsignedLongLong(device);
     PyObject *has_births = number == NULL ? NULL : PyDict_GetItemWithError(args[2], number);
-    if (has_births != Py_True || !(f.stx_mask & STATX_BTIME)) {
+    if (has_births != Py_True) {
         Py_XDECREF(number);
         if (PyErr_Occurred())
             return NULL;
         Py_RETURN_FALSE;
     }
-    uint64_t kind = f.stx_mode >> 12;
-    if (kind == S_IFDIR >> 12)
-        kind |= statx_mount(&f) << 4;
-    Key key = {.device = (uint32_t)device, .number = f.stx_ino, .kind = (uint32_t)kind};
-    if (!set_birth(&key, &f)) {
+    Key key;
+    if (!key_of(&f, &key)) {
         Py_DECREF(number);
         Py_RETURN_FALSE;
     }

@@ -39,11 +39,8 @@ int is_changed_here(const Lane *lane, int layer)
 
 int is_key_of(const Key *key, const struct statx *found)
 {
-    Key seen = {0};
-    return (found->stx_mask & STATX_BTIME) && set_birth(&seen, found) && seen.born == key->born
-        && found->stx_ino == key->number && statx_device(found) == key->device
-        && (found->stx_mode >> 12) == (key->kind & 0xF)
-        && (!S_ISDIR(found->stx_mode) || statx_mount(found) == key->kind >> 4);
+    Key seen;
+    return key_of(found, &seen) && same_key(&seen, key);
 }
 
 void release_reach(Reach *reach)
@@ -76,7 +73,7 @@ int reach_real(PyObject *real, Reach *reach)
 static int reach_entry(Lane *lane, Inode *inode, Reach *reach)
 {
     PyObject *top = NULL, *gate = NULL;
-    int is_dir = (inode->key.kind & 0xF) == S_IFDIR >> 12, is_found = 0;
+    int is_dir = is_directory(inode), is_found = 0;
     if (lane->is_layered) {
         Py_ssize_t count = plain_count(lane, inode);
         gate = PyObject_GetAttrString(inode->entry, "gate");

@@ -32,11 +32,6 @@ PyObject *key_tuple(const Key *key)
                          (long long)key->born, (unsigned long long)key->kind);
 }
 
-static int is_directory(const Key *key)
-{
-    return (key->kind & 0xF) == S_IFDIR >> 12;
-}
-
 Inode *new_inode(PyTypeObject *type, uint64_t nodeid, const Key *key)
 {
     Inode *inode = (Inode *)type->tp_alloc(type, 0);
@@ -173,7 +168,7 @@ static PyObject *Inode_get_key(Inode *self, void *closure)
 
 static PyObject *Inode_get_is_directory(Inode *self, void *closure)
 {
-    return PyBool_FromLong(is_directory(&self->key));
+    return PyBool_FromLong(is_directory(self));
 }
 
 static PyObject *Inode_get_type(Inode *self, void *closure)

@@ -22,8 +22,7 @@
 static int is_forgotten_alone(Lane *lane, Inode *inode, uint64_t count)
 {
     Inode *parent = (Inode *)inode->parent;
-    int is_dir = (inode->key.kind & 0xF) == S_IFDIR >> 12;
-    return !is_dir && (uint64_t)inode->nlookup == count && (parent == NULL || parent->nlookup > 0)
+        return !is_directory(inode) && (uint64_t)inode->nlookup == count && (parent == NULL || parent->nlookup > 0)
         && (inode->watch == NULL || inode->watch == Py_None) && children_of(inode) == NULL && has_one_place(lane, inode);
 }
 

@@ -208,13 +208,17 @@ uint64_t statx_mount(const struct statx *found)
     return mount;
 }
 
-int set_birth(Key *key, const struct statx *found)
+int key_of(const struct statx *found, Key *key)
 {
+    uint32_t kind = found->stx_mode >> 12;
+    uint64_t mount = S_ISDIR(found->stx_mode) ? statx_mount(found) : 0;
     int64_t born;
-    if (__builtin_mul_overflow((int64_t)found->stx_btime.tv_sec, (int64_t)1000000000, &born)
+    if (!(found->stx_mask & STATX_BTIME) || mount > MOST_MOUNT
+        || __builtin_mul_overflow((int64_t)found->stx_btime.tv_sec, (int64_t)1000000000, &born)
         || __builtin_add_overflow(born, (int64_t)found->stx_btime.tv_nsec, &born))
         return 0;
-    key->born = born;
+    *key = (Key){.device = (uint32_t)statx_device(found), .number = found->stx_ino, .born = born,
+                 .kind = kind | (uint32_t)mount << 4};
     return 1;
 }
 
@@ -309,20 +313,13 @@ end:
 static int adopt_called(Lane *lane, Inode *parent, const Part *part, const char *name, PyObject *called,
                         const struct statx *found, struct fuse_entry_out *out)
 {
-    uint64_t device = statx_device(found);
-    const Device *known = device_of(lane, device);
-    if (known == NULL || !(found->stx_mask & STATX_BTIME) || (lane->is_layered && found->stx_ino >> 48))
+    const Device *known = device_of(lane, statx_device(found));
+    Key key;
+    if (known == NULL || (lane->is_layered && found->stx_ino >> 48) || !key_of(found, &key))
         return SPECIAL;
-    Key key = {.device = (uint32_t)device, .number = found->stx_ino, .kind = found->stx_mode >> 12};
-    if (!set_birth(&key, found))
-        return SPECIAL;
-    if (S_ISDIR(found->stx_mode)) {
-        if (statx_mount(found) > MOST_MOUNT)
-            return SPECIAL;
-        key.kind |= (uint32_t)statx_mount(found) << 4;
+    if (S_ISDIR(found->stx_mode))
         return describe(lane, found, known->addend, &out->attr) ? FAILED
             : adopt_directory(lane, parent, part, name, &key, out);
-    }
     Inode **slot = find_key(&lane->store->by_key, &key);
     Inode *inode = slot == NULL ? NULL : *slot;
     if (inode != NULL && (place_of(inode) != part->real || inode->parent != (PyObject *)parent

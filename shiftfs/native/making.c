@@ -100,13 +100,9 @@ static int prepare(Workshop *shop, const char *uuid, const Made *as, int lower, 
 {
     ssize_t attributes = flistxattr(source, NULL, 0);
     struct statx found;
-    memset(key, 0, sizeof *key);
     if (attributes > 0 || (attributes < 0 && errno != EOPNOTSUPP) || shares_content(shop, source, made)
-        || look_at(made, &found) || !(found.stx_mask & STATX_BTIME) || !set_birth(key, &found))
+        || look_at(made, &found) || !key_of(&found, key))
         return 0;
-    key->device = (uint32_t)statx_device(&found);
-    key->number = found.stx_ino;
-    key->kind = found.stx_mode >> 12;
     *mode = found.stx_mode & 07777;
     if (!note_origin(shop, uuid, lower, made))
         return 0;

@@ -53,6 +53,11 @@ Inode *new_inode(PyTypeObject *type, uint64_t nodeid, const Key *key);
 int read_key(PyObject *from, Key *key);
 PyObject *key_tuple(const Key *key);
 PyObject *or_none(PyObject *value);
+static inline int is_directory(const Inode *inode)
+{
+    return (inode->key.kind & 0xF) == S_IFDIR >> 12;
+}
+
 int make_entry(Inode *inode);       /* if it has none yet; -1: an exception is set */
 
 static inline PyObject *place_of(const Inode *inode)
@@ -164,7 +169,7 @@ int tells_all(PyObject *watch);    /* is nothing unheard of that changes what is
 int top_of(Lane *lane, Inode *inode, Part *part);
 uint64_t statx_device(const struct statx *found);
 uint64_t statx_mount(const struct statx *found);
-int set_birth(Key *key, const struct statx *found);     /* 0 for a time that does not fit */
+int key_of(const struct statx *found, Key *key);     /* 0 for what has no birth time, or one that does not fit */
 const Device *device_of(const Lane *lane, uint64_t device);     /* NULL for one of which nothing is known yet */
 int mapped_id(PyObject *map, uint32_t from, uint32_t *to);      /* UNMAPPED for none; FAILED or PLAIN */
 int describe(Lane *lane, const struct statx *found, uint64_t addend, struct fuse_attr *attr);

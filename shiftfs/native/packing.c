@@ -53,7 +53,7 @@ static int number_of_key(const Lane *lane, uint64_t device, uint64_t number, uin
     return PLAIN;
 }
 
-static int key_of(PyObject *object, Key *key)
+static int key_held_by(PyObject *object, Key *key)
 {
     PyObject *its_own = PyObject_GetAttr(object, s_key);
     int is_key = its_own != NULL && read_key(its_own, key) == 0;
@@ -100,7 +100,7 @@ static PyObject *list(Lane *lane, Inode *inode, const Part *parts, int count)
     uint64_t addend;
     Key key;
     if (count != 1 || fstat(parts[0].fd, &found) || found.st_nlink == 0 || found.st_size >= LARGE
-        || key_of(parts[0].real, &key) || number_of_key(lane, key.device, 0, &addend))
+        || key_held_by(parts[0].real, &key) || number_of_key(lane, key.device, 0, &addend))
         return NULL;
     PyObject *entry = Py_NewRef(inode->entry);
     int tells = told_numbers(lane, entry, &parts[0]);
@@ -267,7 +267,7 @@ static int dots_of(Lane *lane, Inode *inode, uint64_t numbers[DOTS])
 {
     Key key;
     PyObject *above = PyObject_GetAttr(inode->entry, s_parent);
-    int result = above == NULL ? SPECIAL : key_of(above == Py_None ? inode->entry : above, &key);
+    int result = above == NULL ? SPECIAL : key_held_by(above == Py_None ? inode->entry : above, &key);
     PyErr_Clear();
     Py_XDECREF(above);
     if (result == PLAIN)
