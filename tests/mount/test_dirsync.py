@@ -1,13 +1,13 @@
 """dirsync and sync: a change of a directory is on the layer's disk before it is answered."""
 
 import os
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from harness import mounted
+from harness.traced import traced
 
 
 def fsyncs_of(trace: Path) -> int:
@@ -33,13 +33,7 @@ def test_a_change_is_on_disk_when_it_returns(tmp_path: Path, option: str, change
     (source / "old").write_text("old")
     with mounted(source, None, option) as mount:
         trace = tmp_path / "trace"
-        tracer = subprocess.Popen(["strace", "-f", "-e", "trace=fsync", "-o", trace, "-p", str(mount.pid)], stderr=-3)
-        try:
-            while b"TracerPid:\t0" in Path(f"/proc/{mount.pid}/status").read_bytes():
-                assert tracer.poll() is None
+        with traced(mount.pid, "fsync", trace):
             CHANGES[change](mount.path)
-        finally:
-            tracer.terminate()
-            tracer.wait(20)
     wanted = {"dirsync": 1, "sync": 1, "async": 0}[option] * (2 if change == "rename" else 1)
     assert fsyncs_of(trace) == wanted

@@ -3,7 +3,6 @@
 import itertools
 import os
 import stat
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +11,7 @@ import pytest
 from harness import Caller, Mount, environment, run, shifted_directory, user_namespace, wait_until
 from harness.commands import SHIFTFS
 from harness.kinds import MAKERS, make_file, make_socket, make_tmpfile, owner
+from harness.traced import traced
 
 # Users and groups go to different ranges, so that one taken for the other shows.
 APART = ("uidmapping=0:100000:65536", "gidmapping=0:200000:65536")
@@ -221,27 +221,10 @@ def test_everything_is_born_with_its_owner_and_mode(alike: Mount, tmp_path: Path
     os.chown(layer, 0, 50)
     layer.chmod(0o2777)
     log = tmp_path / "strace"
-    tracer = ["strace", "-f", "-o", str(log), "-e", "trace=file,desc", "-p", str(alike.pid)]
-    with Tracing(tracer, log, alike):
+    with traced(alike.pid, "file,desc", log):
         Caller(100005, 100007)(modes_after, seen, 0o027)
     calls = log.read_text()
     assert "mknod" in calls and "mkdir" in calls and "symlink" in calls and "O_TMPFILE" in calls
     for forbidden in ("chmod", "chown", "setxattr", "unlink", "rename"):
         assert forbidden not in calls, calls
     assert owner(layer / "file") == (5, 50)
-
-
-class Tracing:
-    """strace on the daemon for as long as the body lasts."""
-
-    def __init__(self, command: list[str], log: Path, mount: Mount) -> None:
-        self._command, self._log, self._mount = command, log, mount
-
-    def __enter__(self) -> None:
-        self._process = subprocess.Popen(self._command, stderr=subprocess.DEVNULL)
-        status = Path(f"/proc/{self._mount.pid}/status")
-        wait_until(lambda: "TracerPid:\t0\n" not in status.read_text(), "strace to attach")
-
-    def __exit__(self, *_: object) -> None:
-        self._process.terminate()
-        self._process.wait(10)
