@@ -25,6 +25,7 @@ def machine(directory: Path, programs: Sequence[str]) -> dict[str, Any]:
         "filesystem": _filesystem(directory),
         "python": platform.python_version(),
         "load": os.getloadavg()[0],
+        "idle": how_idle(),
         "versions": {"shiftfs": _own_version()}
         | {program: _version(program) for program in programs if shutil.which(program)},
     }
@@ -36,7 +37,7 @@ def described(found: dict[str, Any]) -> str:
     processor = f"{found['cores']} cores ({found['processor']}), {found['memory_gib']:.0f} GiB"
     return (
         f"{found['date']} UTC, load {found['load']:.1f}, Linux {found['kernel']}, {processor}, "
-        f"{found['filesystem']}, Python {found['python']}\n{versions}"
+        f"{found['filesystem']}, idle processors: {found.get('idle', 'not told')}, Python {found['python']}\n{versions}"
     )
 
 
@@ -54,6 +55,16 @@ def _own_version() -> str:
 def _processor() -> str:
     found = re.search(r"^model name\s*: (.*)", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
     return found[1] if found else os.uname().machine
+
+
+def how_idle(cpuidle: Path = Path("/sys/devices/system/cpu/cpuidle"), modules: Path = Path("/sys/module")) -> str:
+    """How processors wait that have nothing to do: to wake one is much of what a request costs on a virtual machine."""
+    try:
+        driver = (cpuidle / "current_driver").read_text().strip()
+    except OSError:
+        return "as the kernel has it"
+    polls = modules / "haltpoll/parameters/guest_halt_poll_ns"
+    return f"haltpoll, {polls.read_text().strip()} ns" if driver == "haltpoll" and polls.exists() else driver
 
 
 def _filesystem(path: Path) -> str:
