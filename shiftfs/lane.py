@@ -5,7 +5,6 @@ special to them turns it off as a whole, or leaves reading or writing to them; w
 sees for itself. Loop thread.
 """
 
-import os
 from collections.abc import Sequence
 from functools import partial
 from typing import Any, Final, Protocol
@@ -15,6 +14,7 @@ from .channel import Buffers
 from .ops import HANDLERS, LAYERED_HANDLERS, Handler, attributes, directories, files, locks, namespace, xattrs
 from .ops.context import Context
 from .reads import Reads
+from .sys import groups
 from .tree import Names, PlainCopies
 from .wire.abi import Opcode
 
@@ -79,7 +79,7 @@ def of(
         came_from=plain.came_from, made_of=plain.made_of, uids=ctx.uids.shown, gids=ctx.gids.shown,
         adopt=ctx.adopt_directory, forget=partial(namespace.drop, ctx), let_go=partial(namespace.let_go, ctx),
         devices=plain.devices, is_layered=ctx.tree.layered, first_lower=plain.first_lower, last_layer=plain.last_layer,
-        spins=len(os.sched_getaffinity(0)) > 1,
+        spins=groups.processors() >= 2,  # else it would take the time that the others need
         changes=None if syncs_directories else _changes(ctx, handlers, plain.names), contents=contents,
         locks=_locks(ctx, handlers), open=plain.open,
         listings=(ctx.listings, partial(directories.with_attributes, ctx), plain.drops, plain.noatime_of_directories),

@@ -36,7 +36,7 @@ RULES = {
     "shift": "shift.idmap sys",
     "store": "tree",
     "inodes": "store native tree",
-    "lane": "channel native ops reads tree wire",
+    "lane": "channel native ops reads sys.groups tree wire",
     "locks": "locks inodes shares tree sys",
     "locks.ranges": "native sys.locks",
     "locks.real": "sys tree",

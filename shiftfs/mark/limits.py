@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Hashable
 from typing import Final, NamedTuple, Protocol
 
-from . import memory
+from ..sys import groups
 from .turns import workers
 
 _PAUSE: Final = 0.5
@@ -49,7 +49,7 @@ class Sized(Protocol):
 def half_of_the_memory() -> int:
     """For each inode that we know, a kernel that tells us what it forgets has one too, which takes as much: it will
     forget before we have come to that."""
-    return memory.allowed() // 2
+    return groups.memory() // 2
 
 
 class Limits:
