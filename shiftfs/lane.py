@@ -68,7 +68,7 @@ def of(
         return None  # somebody listens
     contents = native.Contents(
         handles=ctx.handles, at_work=ctx.at_work, slow_until=ctx.slow_until, writers=plain.writers, keep=plain.keep,
-        before=ctx.times and ctx.times.before, written=ctx.times and ctx.times.written,
+        before=ctx.times and ctx.times.before, written=ctx.times and ctx.times.written, ahead=ctx.collected.ahead,
         elsewhere=partial(files.appended_elsewhere, ctx), aside=reads.native, scratch=ctx.scratch,
         noatime=plain.noatime,
         reads=handlers.get(Opcode.READ) is files.read, writes=handlers.get(Opcode.WRITE) is files.write,

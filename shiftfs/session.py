@@ -249,6 +249,7 @@ class Session:
             self._fold()
             self.context.lane = self._lane = None
             self._loop.remove(self._channel.fd)
+            self.context.collected.finish_all()
             if self.context.times is not None:
                 self.context.times.settle_all()
             self.reads.close()

@@ -3,7 +3,7 @@
 
 static int Contents_init(Contents *self, PyObject *args, PyObject *kwargs)
 {
-    static char *names[] = {"handles", "at_work", "slow_until", "writers", "before", "written", "keep", "elsewhere",
+    static char *names[] = {"handles", "at_work", "slow_until", "writers", "before", "written", "ahead", "keep", "elsewhere",
                             "aside", "scratch", "noatime", "reads", "writes", NULL};
     static const struct {
         PyObject **at;
@@ -12,14 +12,15 @@ static int Contents_init(Contents *self, PyObject *args, PyObject *kwargs)
     for (size_t at = 0; at < sizeof attributes / sizeof *attributes; at++)
         if (*attributes[at].at == NULL && (*attributes[at].at = PyUnicode_InternFromString(attributes[at].name)) == NULL)
             return -1;
-    PyObject *handles, *at_work, *slow_until, *writers, *before, *written, *keep, *elsewhere, *aside, *scratch;
+    PyObject *handles, *at_work, *slow_until, *writers, *before, *written, *ahead, *keep, *elsewhere, *aside, *scratch;
     if (self->handles != NULL) {
         PyErr_SetString(PyExc_TypeError, "made already");
         return -1;
     }
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O!O!O!O!OOOOO!Oipp", names, &PyDict_Type, &handles, &PyDict_Type, &at_work,
-                                     &PyDict_Type, &slow_until, &PyDict_Type, &writers, &before, &written, &keep,
-                                     &elsewhere, &ReadsType, &aside, &scratch, &self->noatime, &self->reads, &self->writes)
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O!O!O!O!OOO!OOO!Oipp", names, &PyDict_Type, &handles, &PyDict_Type, &at_work,
+                                     &PyDict_Type, &slow_until, &PyDict_Type, &writers, &before, &written,
+                                     &PyDict_Type, &ahead, &keep, &elsewhere, &ReadsType, &aside, &scratch,
+                                     &self->noatime, &self->reads, &self->writes)
         || PyObject_GetBuffer(scratch, &self->scratch, PyBUF_WRITABLE))
         return -1;
     self->handles = Py_NewRef(handles);
@@ -28,6 +29,7 @@ static int Contents_init(Contents *self, PyObject *args, PyObject *kwargs)
     self->writers = Py_NewRef(writers);
     self->before = Py_NewRef(before);
     self->written = Py_NewRef(written);
+    self->ahead = Py_NewRef(ahead);
     self->keep = Py_NewRef(keep);
     self->elsewhere = Py_NewRef(elsewhere);
     self->aside = Py_NewRef(aside);
@@ -42,6 +44,7 @@ static int Contents_traverse(Contents *self, visitproc visit, void *arg)
     Py_VISIT(self->writers);
     Py_VISIT(self->before);
     Py_VISIT(self->written);
+    Py_VISIT(self->ahead);
     Py_VISIT(self->keep);
     Py_VISIT(self->elsewhere);
     Py_VISIT(self->aside);
@@ -56,6 +59,7 @@ static int Contents_clear(Contents *self)
     Py_CLEAR(self->writers);
     Py_CLEAR(self->before);
     Py_CLEAR(self->written);
+    Py_CLEAR(self->ahead);
     Py_CLEAR(self->keep);
     Py_CLEAR(self->elsewhere);
     Py_CLEAR(self->aside);

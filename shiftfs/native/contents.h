@@ -12,6 +12,7 @@ typedef struct {
     PyObject *slow_until;       /* device -> time.monotonic(), of those whose writes wait */
     PyObject *writers;          /* entry -> time.monotonic() of its last write */
     PyObject *before, *written; /* as ops.times; None where the kernel collects nothing */
+    PyObject *ahead;            /* as ops.collected */
     PyObject *keep;             /* keep(entry, fd, writable) -> Descriptor: it is the entry's from then on */
     PyObject *elsewhere;        /* elsewhere(inode): something was appended where the kernel does not expect it */
     PyObject *aside;            /* Reads: where those go that have to wait */

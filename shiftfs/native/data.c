@@ -122,6 +122,12 @@ static Inode *regular(const Lane *lane, uint64_t nodeid)
     return slot != NULL && (*slot)->key.kind == REGULAR ? *slot : NULL;
 }
 
+/* Has it been given what is not in the layer yet? */
+static int is_ahead(const Contents *contents, Inode *inode)
+{
+    return PyDict_GET_SIZE(contents->ahead) != 0 && PyDict_Contains(contents->ahead, (PyObject *)inode) != 0;
+}
+
 /* Read what is in the page cache of the layer: how much that is, or -errno; EAGAIN for what is not all there. A short
  * answer means the end of the file to the kernel, which would believe it. */
 static ssize_t read_cached(int fd, char *room, size_t size, off_t offset)
@@ -164,7 +170,7 @@ static int read_contents(Lane *lane, Contents *contents, const struct fuse_in_he
 {
     const struct fuse_read_in *request = (const void *)body;
     Inode *inode = regular(lane, header->nodeid);
-    if (!contents->reads || inode == NULL || !is_shared(contents, request->fh))
+    if (!contents->reads || inode == NULL || !is_shared(contents, request->fh) || is_ahead(contents, inode))
         return SPECIAL;
     PyObject *entry = PyObject_GetAttrString((PyObject *)inode, "entry");  /* made, if nobody has asked for it so far */
     if (entry == NULL)

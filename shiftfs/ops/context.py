@@ -21,6 +21,7 @@ from ..tree import Attributes, Gate, RealKey, Steps, Tree, Work
 from ..wire import notices, replies
 from ..wire.abi import INVALID_ID
 from ..wire.requests import Header
+from .collected import Collected
 from .listings import Listings
 
 if TYPE_CHECKING:
@@ -162,6 +163,7 @@ class Context:
         """What opens are passed on to by the kernel, if anything is."""
         self.all_written: Callable[[int], None] = lambda nodeid: None
         """Waits until nothing is being written natively to an inode any more. On a worker."""
+        self.collected = Collected()
         self.times: Times | None = None
         """Where the kernel collects writes (FUSE_WRITEBACK_CACHE): sizes and times of files are its own then."""
         self.written = self.inodes.written

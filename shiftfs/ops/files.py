@@ -91,7 +91,7 @@ def read(ctx: Context, header: Header, request: requests.Read) -> Result:
     own = own_descriptor(ctx, request.fh)
     inode = regular(ctx, header.nodeid)
     size, offset = min(request.size, len(ctx.scratch)), request.offset
-    if own is not None:
+    if own is not None or inode in ctx.collected.ahead:
         return _read_later(ctx, header, inode, own, request, size)
     try:
         fd = shared(ctx, inode, request.fh, False).fd
@@ -116,7 +116,10 @@ def _read_later(
         part: bytes = yield partial(_read_once, own, size, request.offset, ctx.credentials, opener)
         return part
     descriptor = yield from opened(ctx, header, inode, writable=False, fh=request.fh)
-    content: bytes = yield partial(_read_fully, descriptor, size, request.offset)
+    if inode in ctx.collected.ahead:
+        content: bytes = yield partial(ctx.collected.read, inode, descriptor, size, request.offset)
+    else:
+        content = yield partial(_read_fully, descriptor, size, request.offset)
     return content
 
 
@@ -207,10 +210,13 @@ def _write_later(
     buffer = ctx.detach()  # the data stays where it was received, until it is written
     try:
         descriptor = own or (yield from _opened_to_write(ctx, header, inode, request, flags))
-        if own is None and _is_quick(ctx, inode, request, flags):  # the file had to come up first, no more
+        call = partial(_write_fully, descriptor, request, flags)
+        if request.write_flags & _CACHE and collected.appends_alone(descriptor):
+            call = partial(ctx.collected.append, inode, descriptor, request.offset, request.data)
+        elif own is None and _is_quick(ctx, inode, request, flags):  # the file had to come up first, no more
             return _written(ctx, inode, request, _write_at_once(ctx, inode, request, descriptor, flags))
         with ctx.working_on(inode):
-            count: int = yield partial(_write_fully, descriptor, request, flags)
+            count: int = yield call
         return _written(ctx, inode, request, count)
     finally:
         request.data.release()
@@ -240,8 +246,6 @@ def _write_fully(descriptor: Descriptor, request: requests.Write, flags: int) ->
     """Write all; a count that is short only where an error came after part of it. What the kernel has collected is
     written, or the error: it takes any count for all of it (fs/fuse/file.c, fuse_writepage_end)."""
     fd, content, offset = descriptor.fd, request.data, request.offset
-    if request.write_flags & _CACHE and collected.appends_alone(descriptor):
-        return collected.append(descriptor, request)
     done = os.pwritev(fd, (content,), offset, flags)
     while done < len(content):
         try:
@@ -290,9 +294,11 @@ def drop_capability(ctx: Context, inode: Inode) -> None:
 
 def fsync(ctx: Context, header: Header, request: requests.Fsync) -> Later:
     inode = regular(ctx, header.nodeid)
+    if inode in ctx.collected.ahead:
+        yield partial(ctx.collected.settle, inode)
     if ctx.times is not None:
         ctx.times.settle(inode)
-    return sync_descriptor(ctx, header, own_descriptor(ctx, request.fh), inode, request)
+    return (yield from sync_descriptor(ctx, header, own_descriptor(ctx, request.fh), inode, request))
 
 
 def sync_descriptor(
@@ -353,6 +359,8 @@ def _copy(
     ctx: Context, header: Header, request: requests.CopyFileRange, length: int
 ) -> Generator[Work | Gate, Any, int]:
     source, target = regular(ctx, header.nodeid), regular(ctx, request.nodeid_out)
+    if source in ctx.collected.ahead:
+        raise not_supported(errno.EOPNOTSUPP)  # the kernel copies what it has
     with ctx.working_on(target):
         writing = yield from opened(ctx, header, target, writable=True)
         reading = yield from opened(ctx, header, source, writable=False)

@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import stat
+from functools import partial
 from typing import Final
 
 from ..inodes import Inode
@@ -64,6 +65,8 @@ def let_go(ctx: Context, inode: Inode, may_be_large: bool = True) -> None:
         ctx.backings.forgotten(inode)
     if ctx.times is not None:
         ctx.times.settle(inode)
+    if inode in ctx.collected.ahead:
+        ctx.aside(partial(ctx.collected.finish, inode))
     held = _large(ctx, inode) if may_be_large and inode.unlinked else []
     ctx.tree.release(inode.entry)
     if held:

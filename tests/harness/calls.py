@@ -71,6 +71,13 @@ def syncfs(fd: int) -> None:
     _checked(_libc.syncfs(fd))
 
 
+def sync_range(fd: int, offset: int, size: int) -> None:
+    """sync_file_range(2): have these bytes sent, and wait for that."""
+    before, write, after = 1, 2, 4
+    span = (ctypes.c_int64(offset), ctypes.c_int64(size))
+    _checked(_libc.sync_file_range(fd, *span, ctypes.c_uint(before | write | after)))
+
+
 def utimensat(path: Path, atime: tuple[int, int], mtime: tuple[int, int], follow: bool = True) -> None:
     """Times as (seconds, nanoseconds)."""
     times = struct.pack("=qqqq", *atime, *mtime)

@@ -38,6 +38,7 @@ from harness.calls import (
     in_child,
     opened,
     set_flags,
+    sync_range,
     syncfs,
     utimensat,
 )
@@ -392,6 +393,40 @@ def test_what_can_only_be_appended_to(both: Both, append_only: Path) -> None:
         assert both.stored("log") == b"begin " + lines
         os.write(fd, b"end")
     assert both.stored("log") == append_only.read_bytes() == b"begin " + lines + b"end"
+
+
+def test_what_can_only_be_appended_to_may_come_from_its_end(both: Both, append_only: Path) -> None:
+    """The kernel sends pages as they are wanted, and again those that have been added to meanwhile. What has been
+    answered is there for whoever reads it, and in the layer as soon as all before it is."""
+    content = b"begin " + bytes(range(256)) * (4 * PAGE // 256)
+    began = time.monotonic()
+    with opened(append_only, os.O_RDWR | os.O_APPEND) as fd:
+        os.write(fd, content[6:])
+        for page in (4, 2, 3):
+            sync_range(fd, page * PAGE, PAGE)
+        assert both.stored("log") == b"begin "
+        os.posix_fadvise(fd, 2 * PAGE, 0, os.POSIX_FADV_DONTNEED)
+        assert os.pread(fd, len(content), 0) == content
+        sync_range(fd, 0, PAGE)
+        assert both.stored("log") == content[:PAGE]
+        os.fsync(fd)
+        assert both.stored("log") == content
+    assert time.monotonic() - began < 3, "nobody has waited"
+
+
+@pytest.mark.parametrize("way", [single, overlaid])
+def test_a_hole_in_what_can_only_be_appended_to(tmp_path: Path, way: Any) -> None:
+    """Nobody could make one, were it not for OPEN, which is refused: so it is told, and in the end a hole."""
+    with way(tmp_path, "open=refuse") as both:
+        stored = both.layer / "log"
+        stored.write_bytes(b"begin ")
+        set_flags(stored, get_flags(stored) | FS_APPEND)
+        with opened(both.shown / "log", os.O_WRONLY) as fd:
+            os.pwrite(fd, b"end", 2 * PAGE)
+            assert errno_of(lambda: os.fsync(fd)) == errno.EIO
+    content = stored.read_bytes()
+    set_flags(stored, get_flags(stored) & ~FS_APPEND)
+    assert content == b"begin " + bytes(2 * PAGE - 6) + b"end"
 
 
 def test_the_rest_of_what_can_only_be_appended_to_stays(both: Both, append_only: Path) -> None:

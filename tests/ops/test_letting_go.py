@@ -9,6 +9,7 @@ import pytest
 
 from shiftfs.inodes import Inode
 from shiftfs.layer import Layer
+from shiftfs.ops.collected import Collected
 from shiftfs.ops.context import Context
 from shiftfs.ops.namespace import let_go
 from shiftfs.source import SourceTree
@@ -39,7 +40,8 @@ def test_the_last_descriptor_of_a_large_removed_file_is_closed_by_a_worker(
     tree.data(inode.entry, True)
     inode.unlinked = tree.unlink(tree.root, b"removed", inode.entry)
     aside: list[Work] = []
-    let_go(cast(Context, SimpleNamespace(tree=tree, aside=aside.append, backings=None, times=None)), inode)
+    context = SimpleNamespace(tree=tree, aside=aside.append, backings=None, times=None, collected=Collected())
+    let_go(cast(Context, context), inode)
     assert len(removed_and_open()) == len(aside) == int(is_workers)
     for call in aside:
         call()
