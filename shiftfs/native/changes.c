@@ -1,10 +1,10 @@
 /* Changes of what is in the upper layer alone (or in a single directory), where nothing about it is special: what
  * ops.attributes.setattr does with nearly all files; names.c has those of names.
  *
- * Owns nothing. Whatever is not the plainest case is
- * SPECIAL, and left to Python before anything is done, or where doing it once more makes no difference. A change goes
- * through a descriptor of the very inode that was checked, which is opened by one name beneath its directory's and never
- * by way of a symlink. System calls are made without the interpreter's lock. Loop thread.
+ * Owns nothing. Whatever is not the plainest case is SPECIAL, and left to Python before anything is done, or where doing it
+ * once more makes no difference. A change goes through a descriptor of the very inode that was checked, which is opened by
+ * one name beneath its directory's and never by way of a symlink. System calls are made without the interpreter's lock.
+ * Loop thread.
  */
 #include "native.h"
 

@@ -304,7 +304,7 @@ int is_key_of(const Key *key, const struct statx *found);
 int init_changes(Lane *lane, PyObject *changes);
 int change(Lane *lane, const struct fuse_in_header *header, const char *body, size_t length, Changed *changed);
 
-/* --- changes.c, names.c --- */
+/* --- changes.c, names.c, removing.c --- */
 
 #define UNMAPPED 0xFFFFFFFFu
 

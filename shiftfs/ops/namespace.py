@@ -170,7 +170,8 @@ def _gone(ctx: Context, inode: Inode | None) -> None:
         ctx.inodes.bury(inode)
 
 
-# What is left to be done where a lane has seen to all else (shiftfs/native/names.c). An errno where that fails.
+# What is left to be done where a lane has seen to all else (shiftfs/native/creating.c, removing.c). An errno where that
+# fails.
 
 
 def made_natively(ctx: Context, parent: Inode, name: bytes, type_: int) -> Payload | int:
