@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from harness import Layers, Mount, errno_of, layered, mounted, wait_until
-from harness.calls import opened
+from harness.calls import in_child, opened
 from harness.listening import small_filesystem
 
 pytestmark = pytest.mark.root
@@ -123,6 +123,73 @@ def test_a_lower_file_comes_up_in_between(tmp_path: Path, flags: int) -> None:
             expected = b"lower" * 100 * bool(flags) + DATA[number : number + 64 * KIB]
             assert (layers.upper / f"low{number}").read_bytes() == expected
         assert (layers.upper / "large").read_bytes() == DATA[: 256 * KIB] * 8
+
+
+USER = 1000
+MODES = (0o666, 0o4777, 0o2777, 0o6777)
+
+
+def files_of_a_user(at: Path) -> None:
+    at.chmod(0o777)
+    for name in ("own", "other"):
+        (at / name).touch()
+        os.chown(at / name, USER, USER)
+
+
+def written_by_a_user(shown: Path, layer: Path) -> list[int]:
+    """The counts of large writes, and the modes after those to a file that has been given set-id bits in the layer. The
+    kernel does not know of them yet, and would else ask for capabilities at first: so each of these comes right behind
+    another large one."""
+    found = []
+    with opened(shown / "own", os.O_WRONLY) as own, opened(shown / "other", os.O_WRONLY) as other:
+        for mode in MODES:
+            for fd in (own, other, other):
+                found.append(os.write(fd, DATA[: 256 * KIB]))
+            os.chmod(layer / "own", mode)
+            for fd in (own, other, own):
+                found.append(os.write(fd, DATA[: 256 * KIB]))
+                found.append((layer / "own").stat().st_mode)
+    return found
+
+
+def stored(at: Path) -> list[tuple[int, bytes]]:
+    return [(path.stat().st_mode, path.read_bytes()) for path in sorted(at.iterdir())]
+
+
+@pytest.mark.parametrize("kind", ["source", "overlay"])
+@pytest.mark.parametrize("way", ["native", "plain Python"])
+def test_whoever_may_not_keep_set_id_bits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, way: str
+) -> None:
+    """They go with his writes (FUSE_WRITE_KILL_SUIDGID), as in a plain directory."""
+    if way == "plain Python":
+        monkeypatch.setenv("SHIFTFS_PURE", "1")
+    plain = tmp_path / "plain"
+    plain.mkdir()
+    layers = Layers(tmp_path)
+    for at in (plain, layers.upper):
+        files_of_a_user(at)
+    expected = in_child(lambda: written_by_a_user(plain, plain), USER)
+    with (
+        mounted(layers.upper, None, *OPTIONS)
+        if kind == "source"
+        else layered(layers.lowers, layers.upper, layers.work, *OPTIONS)
+    ) as mount:
+        assert in_child(lambda: written_by_a_user(mount.path, layers.upper), USER) == expected
+        assert stored(layers.upper) == stored(plain)
+
+
+def test_those_of_a_user_go_through_the_pipe(tmp_path: Path) -> None:
+    """But for those that take set-id bits, and the first ones."""
+    files_of_a_user(tmp_path)
+
+    def most_are_moved() -> bool:
+        before = read_by(mount)
+        in_child(lambda: written_by_a_user(mount.path, tmp_path), USER)
+        return read_by(mount) - before < len(MODES) * 4 * 256 * KIB
+
+    with mounted(tmp_path, None, *OPTIONS) as mount:
+        wait_until(most_are_moved, "a disk that is not busy", LIMIT)
 
 
 def many_writes(write: Callable[[int, bytes], int], room: int) -> list[int]:
