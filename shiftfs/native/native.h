@@ -177,7 +177,7 @@ int adopt(Lane *lane, Inode *parent, const Part *part, const char *name, const s
           struct fuse_entry_out *out);
 int lookup(Lane *lane, uint64_t nodeid, const char *name, struct fuse_entry_out *out);
 
-/* --- lane.c, data.c --- */
+/* --- lane.c, data.c, storing.c --- */
 
 int is_agents(Lane *lane, uint32_t pid);    /* -1: an exception is set */
 int respond(Lane *lane, const struct fuse_in_header *request, int error, void *payload, size_t size, uint64_t began);

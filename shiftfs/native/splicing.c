@@ -72,6 +72,8 @@ ssize_t receive_in_pipe(Pipe *pipe, int fd, char *room, size_t most)
 
 int take_rest(Pipe *pipe, char *room, size_t size)
 {
+    if (!pipe->left)
+        return 1;
     int is_received = receive_rest(pipe, room, size);
     pipe->is_expected = 0;
     if (!is_received)

@@ -17,7 +17,7 @@ void note_write(Pipe *pipe, size_t size);                   /* one is served */
 
 /* As read(2): the size of a request, of which at least all but the data of a large write is in `room` then. */
 ssize_t receive_in_pipe(Pipe *pipe, int fd, char *room, size_t most);
-int take_rest(Pipe *pipe, char *room, size_t size);         /* the data after all, of a request of `size`; 0: an exception */
+int take_rest(Pipe *pipe, char *room, size_t size);         /* what is left of one of `size`, after all; 0: an exception */
 ssize_t write_from_pipe(Pipe *pipe, int fd, off_t offset);  /* how much of it; -1 with errno for nothing */
 void drop_rest(Pipe *pipe);
 

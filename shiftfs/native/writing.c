@@ -14,7 +14,7 @@
 
 #define SMALL (64 * 1024)
 #define AHEAD 4                         /* large ones under way for which there are buffers that have been used before */
-#define PATIENCE 2000000                /* nanoseconds; as SLOW_WRITE in data.c */
+#define PATIENCE 2000000                /* nanoseconds; as SLOW_WRITE in storing.c */
 
 /* --- on the threads --- */
 

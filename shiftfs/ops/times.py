@@ -4,7 +4,7 @@ They are the kernel's own then, which tells them in a SETATTR after the writes. 
 or written to before, within the same tick of its clock, and does not wait for all its writes before it tells unless
 somebody waits for it (fs/inode.c, file_update_time; fs/fuse/inode.c, fuse_write_inode). Such a file is to keep the time
 that it had. Owns what times files had before what has been collected was written to them; what is written natively, and
-told there, is noted in the same two dictionaries (shiftfs/native/data.c). Loop thread.
+told there, is noted in the same two dictionaries (shiftfs/native/storing.c). Loop thread.
 """
 
 import contextlib
