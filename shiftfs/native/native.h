@@ -190,6 +190,11 @@ int note_told(const Lane *lane, Inode *inode);     /* the kernel has set the tim
 int take_back(Lane *lane);       /* what writes on threads have held; -1: an exception is set */
 int serve_contents(Lane *lane, const struct fuse_in_header *header, const char *body, size_t length, uint64_t began);
 
+/* --- receiving.c --- */
+
+ssize_t receive(Lane *lane, PyObject *buffer, int served);  /* as read(2); 0 if something else is to be done first */
+int without_pipe(Lane *lane, PyObject *buffer, size_t size, int result);    /* the request has been served, with `result` */
+int is_next_ours(Lane *lane);           /* Is our connection ready, and nothing else? */
 int hears_nothing(Lane *lane);          /* Is there nothing to be read but by the lane? Else it is left to Python. */
 
 /* --- locks.c --- */
@@ -198,7 +203,7 @@ extern PyTypeObject FileLocksType;
 
 int serve_lock(Lane *lane, const struct fuse_in_header *header, const char *body, size_t length, uint64_t began);
 
-/* --- waiting.c --- */
+/* --- reads.c, waiting.c --- */
 
 extern PyTypeObject ReadsType;
 

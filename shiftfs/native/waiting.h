@@ -1,10 +1,13 @@
-/* What reads (waiting.c) and writes (writing.c) on threads share. */
+/* What reads (waiting.c) and writes (writing.c) on threads share, and who asks about them (reads.c). */
 #ifndef SHIFTFS_WAITING_H
 #define SHIFTFS_WAITING_H
 
 #include "native.h"
 
 #include <pthread.h>
+
+#define MOST_THREADS 64         /* more than these wait for a worker, as MAX_WORKERS in loop.py */
+#define MOST_LOST 448           /* how many more may stand in for those whose callers have been killed */
 
 struct connection;
 
@@ -51,7 +54,10 @@ typedef struct {
     struct connection *connection;
 } Reads;
 
+void prepare_once(void);        /* before any of this is used, once */
+
 /* With the lock. */
+void answer_job(Job *job, char *room, ssize_t count);   /* a count, or -errno; the lock is let go of meanwhile */
 int has_thread(void);
 void enqueue(Job *job);
 void release_connection(struct connection *connection);
