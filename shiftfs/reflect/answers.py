@@ -27,6 +27,7 @@ _GETATTR: Final = int(Opcode.GETATTR)
 _CREATING: Final = frozenset(map(int, (Opcode.MKNOD, Opcode.MKDIR, Opcode.SYMLINK, Opcode.LINK)))
 _CREATED_BY: Final = frozenset({Verb.MKNOD, Verb.MKDIR, Verb.SYMLINK, Verb.LINK})
 _REMOVING: Final = frozenset(map(int, (Opcode.UNLINK, Opcode.RMDIR, Opcode.RENAME, Opcode.RENAME2)))
+_RENAMING: Final = frozenset(map(int, (Opcode.RENAME, Opcode.RENAME2)))
 _OPENING: Final = frozenset(map(int, (Opcode.OPEN, Opcode.FLUSH, Opcode.RELEASE)))
 _CHANGING: Final = frozenset(
     map(int, (Opcode.SETXATTR, Opcode.REMOVEXATTR, Opcode.WRITE, Opcode.FALLOCATE, Opcode.CREATE))
@@ -60,8 +61,10 @@ class Answers:
             if action.verb not in _CREATED_BY:
                 raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))  # it only wants the name looked up
             self._check_source(action, opcode, request)
+            _check_places(action, ((header.nodeid, request.name),))
             return self._made(action)
         if opcode in _REMOVING:
+            _check_places(action, _names_of(header, request))
             if not action.must_ask <= action.asked:
                 raise stale()  # the kernel does it again, and asks for all names then (namei.c, LOOKUP_REVAL)
             action.served = True
@@ -142,6 +145,21 @@ class Answers:
         now = int(time.time())
         links = 2 if stat.S_ISDIR(subject.type) else 1
         return (number, 0, 0, now, now, now, 0, 0, 0, subject.type | 0o600, links, 0, 0, 0, 4096, 0)
+
+
+def _names_of(header: Header, request: Any) -> tuple[tuple[int, bytes], ...]:
+    """What is removed or renamed: directory and name, of a rename also the new ones."""
+    if header.opcode in _RENAMING:
+        return (header.nodeid, request.oldname), (request.newdir, request.newname)
+    return ((header.nodeid, request.name),)
+
+
+def _check_places(action: Action, names: tuple[tuple[int, bytes], ...]) -> None:
+    """The agent goes by paths. Where a directory is at another since, or another is at its own, these are not the names
+    that were meant: the kernel would change what it keeps of these, and keep what it has of the others for good."""
+    meant = action.places[-len(names) :]
+    if names != tuple((parent.nodeid, name) for parent, name in meant):
+        raise stale()
 
 
 def _for_now(entry: bytes) -> bytes:

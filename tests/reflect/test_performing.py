@@ -9,12 +9,12 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from shiftfs.inodes import Inode, InodeTable
-from shiftfs.reflect.action import Action, Verb
+from shiftfs.reflect.action import FILE, Action, Subject, Verb
 from shiftfs.reflect.answers import EARLY
 from shiftfs.reflect.performing import _AHEAD, _ATTEMPTS, Performing, path_of
 from shiftfs.wire import notices
 from shiftfs.wire.abi import Opcode
-from shiftfs.wire.requests import Header
+from shiftfs.wire.requests import Header, Mknod, Rename, Rmdir, Unlink
 
 ROOM = 100
 
@@ -103,7 +103,8 @@ class Agent:
         """The thread's next job ends like this; its first path."""
         job, paths = thread.jobs.popleft()
         if len(paths) == 2:
-            self.asks(thread, Opcode.RENAME)
+            (old, name), (new, new_name) = self.performing._hands[thread.tid - 100].given[0][1].places
+            self.asks(thread, Opcode.RENAME, old.nodeid, Rename(new.nodeid, 0, name, new_name))
         thread.outcomes.append((job, number))
         self.heard[thread.fd]()
         if number == 0:
@@ -114,9 +115,9 @@ class Agent:
         while busy := [thread for thread in self.threads if thread.jobs]:
             self.do(busy[-1])
 
-    def asks(self, thread: Thread, opcode: Opcode, nodeid: int = 1) -> object:
+    def asks(self, thread: Thread, opcode: Opcode, nodeid: int = 1, request: object = None) -> object:
         header = Header(0, int(opcode), 2, nodeid, 0, 0, thread.tid, 0)
-        return self.performing.answer(header, None)
+        return self.performing.answer(header, request)
 
     @property
     def waiting(self) -> object:
@@ -213,6 +214,36 @@ def test_who_was_slower_than_a_user_tries_again_and_keeps_its_turn(agent: Agent,
     assert agent.done == [b"1", b"2", b"3"]
     assert agent.said() == ["raced"]
     assert agent.performing.describe()["repeated"] == 1
+
+
+ELSEWHERE = {
+    "made": (Opcode.MKNOD, Mknod(0, 0, 0, b"1"), Verb.MKNOD),
+    "removed": (Opcode.UNLINK, Unlink(b"1"), Verb.UNLINK),
+    "removed directory": (Opcode.RMDIR, Rmdir(b"1"), Verb.RMDIR),
+}
+
+
+@pytest.mark.parametrize("what", ELSEWHERE)
+def test_what_comes_in_another_directory_is_refused(agent: Agent, what: str) -> None:
+    """The path that was the directory's may be another's by now; what the kernel has there stays."""
+    opcode, request, verb = ELSEWHERE[what]
+    meant, other = agent.directory(b"meant"), agent.directory(b"other")
+    agent.performing.add(Action(verb, ((meant, b"1"),), Subject(agent.inodes.new_nodeid(), FILE)))
+    with pytest.raises(OSError) as refused:
+        agent.asks(agent.threads[0], opcode, other.nodeid, request)
+    assert refused.value.errno == errno.ESTALE
+    agent.do(agent.threads[0], errno.ESTALE)
+    assert agent.performing.describe()["repeated"] == 1
+
+
+@pytest.mark.parametrize("half", ["old", "new"])
+def test_what_is_renamed_elsewhere_is_refused(agent: Agent, half: str) -> None:
+    meant, other = agent.directory(b"meant"), agent.directory(b"other")
+    agent.add((meant, b"1"), (meant, b"2"))
+    old, new = (other, meant) if half == "old" else (meant, other)
+    with pytest.raises(OSError) as refused:
+        agent.asks(agent.threads[0], Opcode.RENAME, old.nodeid, Rename(new.nodeid, 0, b"1", b"2"))
+    assert refused.value.errno == errno.ESTALE
 
 
 def test_what_was_early_does_not_hold_back_what_it_waits_for(agent: Agent) -> None:
