@@ -8,7 +8,7 @@ known entries real directories belong to. Loop thread.
 from collections.abc import Callable
 from typing import Final
 
-from shiftfs.descriptors import is_directory, leads_through
+from shiftfs.descriptors import is_directory, seen_at
 from shiftfs.tree import RealKey
 
 from .entry import Entry, Found, Real
@@ -92,11 +92,12 @@ class Identities:
         if entry.gate is not None:
             return
         is_dir = is_directory(entry.key)
-        if is_dir and entry.parent is not directory and leads_through(directory, entry):
-            return  # renames behind the mount; a circle would have no end
+        if directory is entry:
+            return
         if is_dir:
             self.remove(entry)
-        entry.parent, entry.name, entry.removed = directory, name, False
+        seen_at(entry, directory, name)
+        entry.removed = False
         entry.upper = _kept(entry.upper, place.upper)
         if place.lowers != entry.lowers:
             known = {one.key: one for one in entry.lowers}
@@ -117,7 +118,7 @@ def _kept(old: Real | None, new: Real | None) -> Real | None:
         old.held.release(old)
         return new
     if new.parent is not None:
-        old.parent, old.name = new.parent, new.name
+        seen_at(old, new.parent, new.name)
     old.is_marked, old.is_impure = new.is_marked, old.is_impure or new.is_impure
     if old.path is not None:
         old.held.unpin(old)

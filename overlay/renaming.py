@@ -7,7 +7,7 @@ import errno
 import os
 from typing import Final
 
-from shiftfs.descriptors import is_directory
+from shiftfs.descriptors import is_directory, seen_at
 from shiftfs.sys import files, privileges
 
 from . import whiteout, xattrs
@@ -149,9 +149,9 @@ class Renaming:
         upper = entry.upper
         assert upper is not None
         if upper.parent is not self._layers.index:
-            upper.parent, upper.name = to.upper, new_name
+            seen_at(upper, to.upper, new_name)
         upper.held.unpin(upper)
-        entry.parent, entry.name = to, new_name
+        seen_at(entry, to, new_name)
 
     def _replaced(self, replaced: Entry | None) -> bool:
         if replaced is None:

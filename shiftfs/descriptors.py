@@ -399,14 +399,19 @@ class Placed(Protocol):
     def name(self) -> bytes: ...
 
 
-def leads_through(directory: Placed, entry: Placed) -> bool:
-    """Does the way from the root to `directory`, as far as we know it, pass `entry`?"""
-    above: Placed | None = directory
-    while above is not None:
-        if above is entry:
-            return True
-        above = above.parent
-    return False
+def seen_at(entry: Any, directory: Any, name: bytes) -> None:
+    """Note where an entry (as Placed) was seen. If by what we know the way to `directory` leads through it, that is out
+    of date: there have been renames behind the mount that we do not know yet. A circle would have no end, so what was
+    in it on that way is taken to be where it was itself, until it is seen again."""
+    if directory is entry:
+        return
+    if entry.parent is not directory and is_directory(entry.key):
+        below = directory
+        while below is not None and below.parent is not entry:
+            below = below.parent
+        if below is not None:
+            below.parent = entry.parent
+    entry.parent, entry.name = directory, name
 
 
 def path_of(entry: Placed) -> bytes:

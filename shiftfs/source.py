@@ -11,7 +11,7 @@ from functools import partial
 from typing import Any, Final
 
 from . import layer as real
-from .descriptors import Descriptors, Entry, is_directory, leads_through, path_of
+from .descriptors import Descriptors, Entry, path_of, seen_at
 from .layer import Layer
 from .sys import files
 from .tree import (
@@ -70,12 +70,7 @@ class SourceTree:
         return Entry(directory, name, key)
 
     def found_at(self, entry: Entry, directory: Entry, name: bytes, place: None = None) -> None:
-        if entry.parent is not directory:
-            if is_directory(entry.key) and leads_through(directory, entry):
-                # Renames behind the mount; the way to `directory` is not yet known anew. A circle would have no end.
-                return
-            entry.parent = directory
-        entry.name = name
+        seen_at(entry, directory, name)
         if entry.path is not None:
             self._held.unpin(entry)
 

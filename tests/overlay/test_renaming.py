@@ -3,6 +3,7 @@
 import errno
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -130,6 +131,30 @@ def test_a_directory_of_the_upper_alone_hides_what_it_comes_to_lie_over(layers: 
     assert nothing_in_work(layers)
     with overlaid(layers) as overlay:
         assert overlay.contents(b"e") == {"file": b""}
+
+
+def test_a_rename_into_what_has_left_it_behind_the_mount_makes_no_circle(layers: Layers) -> None:
+    """By what is known of it the directory is still in the one that is moved into it."""
+    with overlaid(layers) as overlay:
+        overlay.mkdir(b"outer")
+        overlay.mkdir(b"outer/inner")
+        outer, inner = overlay.at(b"outer"), overlay.at(b"outer/inner")
+        overlay.tree.path(inner)
+        (layers.upper / "outer/inner").rename(layers.upper / "inner")
+        overlay.tree.rename(overlay.tree.root, b"outer", inner, b"outer", 0, outer, None)
+        assert outer.upper is not None and inner.upper is not None
+        for one, other in ((outer, inner), (outer.upper, inner.upper)):
+            assert one.parent is other
+            assert not leads_to(other, one)
+        assert overlay.tree.path_of(outer) == b"/inner/outer"
+
+
+def leads_to(entry: Any, above: Any) -> bool:
+    for _ in range(9):
+        if entry is above:
+            return True
+        entry = entry.parent if entry is not None else None
+    return False
 
 
 @pytest.mark.parametrize("moved", [b"d", b"new"])

@@ -150,6 +150,7 @@ def test_no_rename_behind_the_mount_makes_a_circle(overlay: Overlay, layers: Lay
     while above.parent is not None and steps < 9:
         above, steps = above.parent, steps + 1
     assert above is overlay.tree.root
+    assert overlay.tree.path_of(outer) == b"/x/only-top", "where it was seen last"
 
 
 def test_while_it_is_copied_it_stays_where_it_is(overlay: Overlay, layers: Layers) -> None:

@@ -137,6 +137,7 @@ def test_directories_that_change_places_make_no_circle(tree: SourceTree, source:
     key, *_ = tree.lookup(b, b"a")
     assert key == a.key
     tree.found_at(a, b, b"a")
+    assert tree.path_of(a) == b"/b/a", "where it was seen last"
     for entry in (a, b):
         tree.release(entry)
     for entry in (a, b):
