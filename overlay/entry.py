@@ -59,10 +59,13 @@ class Entry:
     metadata only). `key` never changes; it is the origin's. `links` is kept for those that have an index, `gate` while
     it is being copied up; `removed` once it has no name on the mount any more. `has_other_numbers`: directories in it
     may have other numbers on the mount than in their layers. `listed`: the merged parts, and their times, when the
-    directory was last listed.
+    directory was last listed. `redirected`: the layers below have the rest of it elsewhere.
     """
 
-    __slots__ = ("gate", "has_other_numbers", "key", "links", "listed", "lowers", "name", "parent", "removed", "upper")
+    __slots__ = (
+        *("gate", "has_other_numbers", "key", "links", "listed", "lowers", "name", "parent", "redirected", "removed"),
+        "upper",
+    )
 
     def __init__(self, parent: "Entry | None", name: bytes, key: RealKey) -> None:
         self.parent = parent
@@ -74,6 +77,7 @@ class Entry:
         self.gate: Gate | None = None
         self.removed = False
         self.has_other_numbers = False
+        self.redirected = False
         self.listed: tuple[Any, ...] | None = None
 
     @property
@@ -95,3 +99,4 @@ class Found(NamedTuple):
     upper: Real | None
     lowers: tuple[Real, ...]
     links: Links | None
+    redirected: bool = False

@@ -104,7 +104,7 @@ class Identities:
             entry.lowers = tuple(_kept(known.pop(one.key, None), one) or one for one in place.lowers)
             for one in known.values():
                 one.held.release(one)
-        entry.links = place.links
+        entry.links, entry.redirected = place.links, place.redirected
         if is_dir:
             self.add(entry)
             note_number(entry, directory)

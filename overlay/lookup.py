@@ -202,10 +202,11 @@ class Lookup:
         if xattrs.METACOPY in hits[-1][2] and hits[-1][0].key[3] == _REGULAR:
             raise OSError(errno.EIO, os.strerror(errno.EIO))  # as the kernel: metadata whose content is nowhere
         reals = tuple(real for real, _, _ in hits)
+        is_redirected = any(xattrs.REDIRECT in private for _, _, private in hits)
         if top.layer >= self._first_lower:
             if is_directory(top.key):
                 key = self.identities.of_directory(directory, name, None, reals)
-                return Found(key, attributes, None, reals, None)
+                return Found(key, attributes, None, reals, None, is_redirected)
             if attributes.nlink > 1 and self._layers.index is not None:
                 return self._by_index(directory, top, attributes, reals)
             return self._lower_alone(directory, attributes, reals)
@@ -213,7 +214,7 @@ class Lookup:
             if len(reals) == 1 and self.would_be_ghost(top, private) and self.goes_on(top, private):
                 return None
             key = self.identities.of_directory(directory, name, top, reals[1:])
-            return Found(key, attributes, top, reals[1:], None)
+            return Found(key, attributes, top, reals[1:], None, is_redirected)
         key = self._origin(top, private, attributes)
         links = self._links(private, attributes)
         return Found(

@@ -93,6 +93,7 @@ class Renaming:
             return
         if moved.lowers:
             self._redirect(moved, upper, absolute=directory is not to)
+            moved.redirected = True
             self._mutation.note_origin_in(moved, to)
         elif self._lookup.covered(to, new_name):
             self._mutation.make_opaque(upper.fd)

@@ -120,7 +120,7 @@ class OverlayTree:
         found = self._lookup.find(directory, name)
         if found is None:
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
-        key, attributes, upper, lowers, links = found
+        key, attributes, upper, lowers, links, _ = found
         is_own = attributes.ino == key[1] and attributes.device == key[0]
         if not is_own or links is not None or attributes.mode >> 12 == 4 or lowers:
             offset = links.offset if links is not None else 0
@@ -145,6 +145,7 @@ class OverlayTree:
     def entry(self, directory: Entry, name: bytes, key: RealKey, place: Found) -> Entry:
         made = Entry(directory, name, key)
         made.upper, made.lowers, made.links = place.upper, place.lowers, place.links
+        made.redirected = place.redirected
         if is_directory(key):
             self._identities.add(made)
             note_number(made, directory)
@@ -259,6 +260,9 @@ class OverlayTree:
     def stays(self, entry: Entry) -> bool:
         is_private = self._layers.layers[self._content(entry).layer].private
         return is_private and (self._writing is None or self._writing.copies.is_up(entry, False))
+
+    def may_change_unheard(self, entry: Entry) -> bool:
+        return entry.redirected
 
     def may_block(self, entry: Entry) -> bool:
         one = self._content(entry)

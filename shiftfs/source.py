@@ -173,6 +173,9 @@ class SourceTree:
     def stays(self, entry: Entry) -> bool:
         return self._layer.private
 
+    def may_change_unheard(self, entry: Entry) -> bool:
+        return False
+
     def may_block(self, entry: Entry) -> bool:
         return entry.key[0] in self._layer.remote
 

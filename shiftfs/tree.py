@@ -349,6 +349,9 @@ class Tree(Protocol):
         """Does the file that has an inode's content stay the one that has it, whatever is done on the mount, and is it
         reached through a copy of its mount that nobody else uses?"""
 
+    def may_change_unheard(self, entry: Any) -> bool:
+        """May a directory come to be made of others, or lose some, without anything that is watched telling?"""
+
     def may_block(self, entry: Any) -> bool:
         """Does the file's content lie beyond a network or another process?"""
 

@@ -253,7 +253,8 @@ class Context:
             return replies.entry(inode.nodeid, 0, self.timeout, self.timeout, self.shown(attributes))
         self.inodes.tell(parent, name, inode)
         live.told(parent, name, inode)
-        names = FOREVER if watch.steady else self.timeout
+        is_told = watch.steady and not (key[3] & 0xF == _DIRECTORY and self.tree.may_change_unheard(inode.entry))
+        names = FOREVER if is_told else self.timeout
         return replies.entry(inode.nodeid, 0, names, self.valid(inode), self.shown(attributes))
 
     def adopt_directory(self, parent: Inode, name: bytes, key: RealKey, above: Any) -> bytes | None:

@@ -9,7 +9,7 @@ from typing import Final
 from ..inodes import Inode
 from ..sys import files
 from ..tree import Descriptor
-from ..wire import replies, requests
+from ..wire import notices, replies, requests
 from ..wire.requests import Header
 from .context import DONE, Context, Payload, stale
 
@@ -197,7 +197,17 @@ def rename(ctx: Context, header: Header, request: requests.Rename) -> Payload:
             gone = ctx.tree.rename(*arguments)
     else:
         gone = ctx.tree.rename(*arguments)
-    ctx.inodes.renamed(parent, request.oldname, target, request.newname, bool(request.flags & files.RENAME_EXCHANGE))
+    exchanged = bool(request.flags & files.RENAME_EXCHANGE)
+    ctx.inodes.renamed(parent, request.oldname, target, request.newname, exchanged)
+    _trust_no_longer(ctx, target, request.newname, moved)
+    if exchanged:
+        _trust_no_longer(ctx, parent, request.oldname, replaced)
     if gone:
         _gone(ctx, replaced)
     return DONE
+
+
+def _trust_no_longer(ctx: Context, parent: Inode, name: bytes, moved: Inode | None) -> None:
+    """The kernel trusts a name that it moves for as long as it was told of the old one."""
+    if ctx.live is not None and moved is not None and moved.is_directory and ctx.tree.may_change_unheard(moved.entry):
+        ctx.notify(notices.inval_entry(parent.nodeid, name, notices.EXPIRE_ONLY))

@@ -195,6 +195,9 @@ class MemoryTree:
     def stays(self, entry: Node) -> bool:
         return True
 
+    def may_change_unheard(self, entry: Node) -> bool:
+        return False
+
     def may_block(self, entry: Node) -> bool:
         return False
 

@@ -283,6 +283,31 @@ def test_what_a_redirect_leads_to_goes(our_layers: Layers, how: str) -> None:
         same_as_fresh(found)
 
 
+@pytest.mark.parametrize("renamed", ["before", "while it is mounted"])
+@pytest.mark.parametrize("new", ["dir/new", "elsewhere/new"])
+def test_what_a_redirect_leads_to_comes(our_layers: Layers, renamed: str, new: str) -> None:
+    """No directory that it is made of so far tells of it: the kernel asks anew, every second."""
+    second = our_layers.add_lower({"dir": {"old": {"second": b""}}, "elsewhere": {}})
+    with ExitStack() as stack:
+        mount = stack.enter_context(our_layers.mount())
+        (mount.path / "dir/old").rename(mount.path / new)
+        if renamed == "before":
+            stack.close()
+            mount = stack.enter_context(our_layers.mount())
+        shown = mount.path / new
+        assert os.listdir(shown) == ["second"]
+        assert not (shown / "first").exists()
+        write_tree(our_layers.lower, {"dir": {"old": {"first": b""}}})
+        wait_until(lambda: names_in(shown) == {"first", "second"}, "what has come", LIMIT)
+        (second / "dir").rename(second / "away")
+        wait_until(lambda: names_in(shown) == {"first"}, "what is left", LIMIT)
+
+
+def names_in(shown: Path) -> set[str]:
+    """Listed, or else found by their names."""
+    return {*os.listdir(shown), *(name for name in ("first", "second") if (shown / name).exists())}
+
+
 def test_a_lower_of_several_mounts(our_layers: Layers, tmp_path: Path) -> None:
     """All hear of it, but for the one whose upper hides it."""
     write_tree(our_layers.lower, {"dir": {"name": b"", "other": b""}})
