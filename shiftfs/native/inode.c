@@ -100,8 +100,10 @@ int make_entry(Inode *self)
     Py_XDECREF(key);
     if (made == NULL)
         return -1;
-    Py_CLEAR(self->place);
+    PyObject *place = self->place;
     self->entry = made;
+    self->children = NULL;      /* where the place was */
+    Py_DECREF(place);
     return 0;
 }
 
