@@ -196,6 +196,13 @@ static int search(const Lane *lane, const Part *parts, int count, const char *na
     return PLAIN;
 }
 
+void look_for(const Lane *lane, const Part *parts, int count, const char *name)
+{
+    struct statx found;
+    int depth;
+    search(lane, parts, count, name, &found, &depth);
+}
+
 uint64_t statx_device(const struct statx *found)
 {
     return (uint64_t)found->stx_dev_major << 20 | found->stx_dev_minor;

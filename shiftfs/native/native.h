@@ -163,6 +163,7 @@ enum { PLAIN, ABSENT, SPECIAL, FAILED };
 int part_of(PyObject *real, Part *part, int is_layered);
 int directory_parts(Lane *lane, Inode *directory, Part *parts);
 void release_parts(Part *parts, int count);
+void look_for(const Lane *lane, const Part *parts, int count, const char *name);  /* and forget it */
 int lookup_in(Lane *lane, Inode *parent, const Part *parts, int count, const char *name, PyObject *called,
               struct fuse_entry_out *out);      /* `called`: the same name, or NULL */
 int tells_all(PyObject *watch);    /* is nothing unheard of that changes what is watched? None tells nothing */

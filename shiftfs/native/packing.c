@@ -7,9 +7,11 @@
 #include "listing.h"
 
 #include <fcntl.h>
+#include <poll.h>
 #include <sys/stat.h>
 
 #define LARGE (256 * 1024)        /* bytes of a directory that is listed by a worker */
+#define AT_ONCE 8                 /* names looked at ahead before it is looked whether there is a request */
 
 /* An answer, as far as it is made. */
 typedef struct {
@@ -200,11 +202,11 @@ static int pack_other(Lane *lane, Inode *parent, const Row *row, Answer *answer,
 
 /* Rows with their attributes: each is looked up, and the kernel holds one reference more of it. `parts` are the directory's,
  * and may be others afterwards. */
-static int pack_plus(Lane *lane, Inode *parent, Part *parts, int *count, PyObject *rows, Py_ssize_t at, Answer *answer)
+static int pack_plus(Lane *lane, Inode *parent, Part *parts, int *count, PyObject *rows, Py_ssize_t *at, Answer *answer)
 {
-    for (; at < count_rows(rows); at++) {
+    for (; *at < count_rows(rows); ++*at) {
         Row row;
-        if (row_at(rows, at, &row))
+        if (row_at(rows, *at, &row))
             return FAILED;
         size_t length = (size_t)PyBytes_GET_SIZE(row.name), size = size_of(length, 1);
         const char *name = PyBytes_AS_STRING(row.name);
@@ -254,7 +256,7 @@ PyObject *Lane_pack(Lane *self, PyObject *args)
     int count = directory_parts(self, (Inode *)object, parts);
     PyObject *packed = PyByteArray_FromStringAndSize(NULL, room);
     Answer answer = {packed == NULL ? NULL : PyByteArray_AS_STRING(packed), (size_t)room, 0};
-    if (packed != NULL && pack_plus(self, (Inode *)object, parts, &count, rows, at, &answer) && !is_to_be_told(&answer))
+    if (packed != NULL && pack_plus(self, (Inode *)object, parts, &count, rows, &at, &answer) && !is_to_be_told(&answer))
         Py_CLEAR(packed);
     release_parts(parts, count);
     if (packed != NULL && PyByteArray_Resize(packed, (Py_ssize_t)answer.used))
@@ -275,6 +277,28 @@ static int dots_of(Lane *lane, Inode *inode, uint64_t numbers[DOTS])
     return result == PLAIN ? number_of_key(lane, inode->key.device, inode->key.number, &numbers[0]) : result;
 }
 
+/* Look at the rows from `at` on, `most` at the most, until there is another request. Whoever lists is busy with what he was
+ * told, and what he asks for next is in the layers' caches then. Nothing is kept of what is found. */
+static void look_ahead(Lane *lane, const Part *parts, int count, PyObject *rows, Py_ssize_t at, Py_ssize_t most)
+{
+    struct pollfd request = {.fd = lane->fd, .events = POLLIN};
+    Py_ssize_t end = most < count_rows(rows) - at ? at + most : count_rows(rows);
+    int is_over = !lane->spins;
+    while (at < end && !is_over) {
+        Row next[AT_ONCE];
+        int found = 0;
+        while (found < AT_ONCE && at < end && row_at(rows, at, &next[found]) == PLAIN)
+            at++, found++;
+        Py_BEGIN_ALLOW_THREADS
+        for (int one = 0; one < found; one++)
+            look_for(lane, parts, count, PyBytes_AS_STRING(next[one].name));
+        is_over = found == 0 || poll(&request, 1, 0) != 0;
+        Py_END_ALLOW_THREADS
+        PyErr_Clear();
+    }
+    lane->answered_at = now();
+}
+
 /* Serve a part of a listing. `rows` are those that are kept, or NULL. */
 static int serve_rows(Lane *lane, const struct fuse_in_header *header, Inode *inode, PyObject **rows, Part *parts, int *count,
                       uint64_t began)
@@ -286,13 +310,13 @@ static int serve_rows(Lane *lane, const struct fuse_in_header *header, Inode *in
         return SPECIAL;
     if (*rows == NULL && (*rows = list(lane, inode, parts, *count)) == NULL)
         return PyErr_Occurred() ? FAILED : SPECIAL;
-    Py_ssize_t at = behind(*rows, in->offset);
+    Py_ssize_t first = behind(*rows, in->offset), at = first;
     const Py_buffer *scratch = &((Contents *)lane->contents)->scratch;
     size_t most = (size_t)scratch->len;
     Answer answer = {scratch->buf, in->size < most ? in->size : most, 0};
     int result = at < 0 ? FAILED : PLAIN;
     if (result == PLAIN && pack_dots(&answer, in->offset, numbers, plus))
-        result = plus ? pack_plus(lane, inode, parts, count, *rows, at, &answer) : pack(&answer, *rows, at);
+        result = plus ? pack_plus(lane, inode, parts, count, *rows, &at, &answer) : pack(&answer, *rows, at);
     if (result == FAILED && is_to_be_told(&answer))
         result = PLAIN;
     if (result == FAILED && PyErr_ExceptionMatches(PyExc_OSError)) {
@@ -301,7 +325,11 @@ static int serve_rows(Lane *lane, const struct fuse_in_header *header, Inode *in
     }
     if (result == PLAIN && answer.used == 0 && call_kept(lane, s_drop, inode, NULL))
         return FAILED;
-    return result == PLAIN ? respond(lane, header, 0, answer.out, answer.used, began) : result;
+    if (result == PLAIN)
+        result = respond(lane, header, 0, answer.out, answer.used, began);
+    if (result == PLAIN && plus)
+        look_ahead(lane, parts, *count, *rows, at, at - first);
+    return result;
 }
 
 int serve_listing(Lane *lane, const struct fuse_in_header *header, const char *body, size_t length, uint64_t began)
