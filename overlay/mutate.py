@@ -174,6 +174,13 @@ class Mutation:
         known.removed = True
         return True
 
+    def is_hidden_natively(self, known: Entry) -> bool:
+        """There is a whiteout at the name, the only one, of a file that one lower alone has. As
+        shiftfs.tree.Names.is_hidden."""
+        known.parent = None
+        known.removed = True
+        return True
+
     def rmdir(self, directory: Entry, name: bytes, known: Entry) -> None:
         """Remove a directory that shows as empty."""
         upper = self._upper(directory)
@@ -305,7 +312,7 @@ class Mutation:
         """One in the work directory; whatever has its name in the end is removed there."""
         work, name = self._work.work.fd, self._work.temporary()
         if self._work.whiteouts == "device":
-            os.mknod(name, stat.S_IFCHR, 0, dir_fd=work)
+            self._work.make_whiteout(name)
         else:
             self.mark(upper)
             fd = os.open(name, os.O_CREAT | os.O_EXCL | os.O_RDONLY | os.O_CLOEXEC, 0o600, dir_fd=work)

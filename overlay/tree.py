@@ -41,6 +41,7 @@ from .numbers import Numbers
 from .renaming import Renaming, keeps_redirects
 from .stack import Stack
 from .visible import Visible
+from .workdir import WHITEOUT
 
 _new = tuple.__new__
 _MOST_LINKS: Final = 0xFFFFFFFF
@@ -58,8 +59,10 @@ class _Writing:
             layers, lookup, self.work, self.names, keeps_redirects(redirect_dir, metacopy, self.work)
         )
         held = layers.held[0]
+        hides = (self.work.work.fd, WHITEOUT, self.names.is_hidden_natively)
         self.of_the_upper = Names(
-            self.renaming.settle, self.names.has_gone_natively, held.pinned, held.most_pinned
+            self.renaming.settle, self.names.has_gone_natively, hides if self.work.whiteouts == "device" else None,
+            held.pinned, held.most_pinned,
         )  # fmt: skip
 
     def describe(self) -> dict[str, object]:

@@ -25,6 +25,9 @@ Log = Callable[[str], None]
 _TRUSTED: Final = b"trusted.overlay."
 _USER: Final = b"user.overlay."
 _PROBE: Final = b"#probe"
+WHITEOUT: Final = b"#whiteout"
+"""A device in W/work that those of the upper are links of, as the kernel has it (fs/overlayfs/dir.c, ovl_whiteout): to
+make one takes ten times as long."""
 _ACLS: Final = (b"system.posix_acl_default", b"system.posix_acl_access")
 
 
@@ -87,6 +90,17 @@ class WorkDirectory:
     def temporary(self) -> bytes:
         """A name that is not used yet in `work`."""
         return b"#%x" % next(self._serial)
+
+    def make_whiteout(self, name: bytes) -> None:
+        """A device of that name in `work`."""
+        with contextlib.suppress(OSError):  # there is none yet, or it has as many links as there may be
+            os.link(WHITEOUT, name, src_dir_fd=self.work.fd, dst_dir_fd=self.work.fd, follow_symlinks=False)
+            return
+        os.mknod(name, stat.S_IFCHR, 0, dir_fd=self.work.fd)
+        with contextlib.suppress(OSError):
+            os.unlink(WHITEOUT, dir_fd=self.work.fd)
+        with contextlib.suppress(OSError):
+            os.link(name, WHITEOUT, src_dir_fd=self.work.fd, dst_dir_fd=self.work.fd, follow_symlinks=False)
 
 
 def _own(held: Descriptor, name: bytes, named: str) -> Descriptor:
@@ -163,13 +177,13 @@ def remove(work: int, name: bytes) -> None:
 
 
 def _clear(work: int) -> int:
-    """Remove all that is in W/work; how much it was."""
+    """Remove all that is in W/work; how much it was that had no business there."""
     removed = 0
     serial = itertools.count()
     while names := files.list_directory(work):
         for name, _, _ in names:
             _remove(work, name, serial)
-            removed += 1
+            removed += name != WHITEOUT
     return removed
 
 

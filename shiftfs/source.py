@@ -79,7 +79,7 @@ class SourceTree:
             return None
         devices = [(one, 0) for one in self._layer.plain_devices() if one == self._layer.device]
         held = self._held
-        names = Names(self.found_at, self._has_gone, held.pinned, held.most_pinned)
+        names = Names(self.found_at, self._has_gone, None, held.pinned, held.most_pinned)
         return Plain(
             devices, 0, 0, None, None, names, held.writers, held.opened, held.path_opened, held.noatime,
             self._noatime, False, None,

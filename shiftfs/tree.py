@@ -177,15 +177,18 @@ class Owners(Protocol):
 
 
 class Names(NamedTuple):
-    """What is to be told of changes of names of files with one name, of which no layer but the upper has anything, nor
-    of the names.
+    """What is to be told of changes of names of files with one name, of which one layer alone has anything, or of the
+    names: the upper, as a rule.
 
     `has_moved`: it has been renamed, in that directory, to that name. `has_gone`: its name has been removed, which was
     the last if that is said. It takes over an O_PATH descriptor of the file, and says whether it has no name left, as
-    Tree.unlink. Those that have none are in `pinned`, while the kernel knows them; there may be `most_pinned`."""
+    Tree.unlink. Those that have none are in `pinned`, while the kernel knows them; there may be `most_pinned`.
+    `whiteout`: a directory that stays open and a name in it, which is linked to in the place of the only name of one of
+    a lower; and what is to be told of that then, and says the same. None where whiteouts are no devices."""
 
     has_moved: Callable[[Any, Any, bytes], None]
     has_gone: Callable[[Any, int, bool], bool]
+    whiteout: tuple[int, bytes, Callable[[Any], bool]] | None
     pinned: set[Any]
     most_pinned: int
 

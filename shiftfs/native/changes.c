@@ -22,8 +22,12 @@ int init_changes(Lane *lane, PyObject *changes)
         return 0;
     Changes *may = &lane->may;
     unsigned long long opcodes;
-    if (!PyArg_ParseTuple(changes, "KOOOOOO!n", &opcodes, &may->uids, &may->gids, &may->made, &may->has_moved,
-                          &may->has_gone, &PySet_Type, &may->pinned, &may->most_pinned))
+    PyObject *hides;
+    if (!PyArg_ParseTuple(changes, "KOOOOOOO!n", &opcodes, &may->uids, &may->gids, &may->made, &may->has_moved,
+                          &may->has_gone, &hides, &PySet_Type, &may->pinned, &may->most_pinned))
+        return -1;
+    may->whiteout = NULL;
+    if (hides != Py_None && !PyArg_ParseTuple(hides, "iyO", &may->whiteout_in, &may->whiteout, &may->is_hidden))
         return -1;
     may->opcodes = opcodes;
     may->own_uid = geteuid();

@@ -49,19 +49,19 @@ int is_absent(const Part *parts, int from, int count, const char *name)
     return 1;
 }
 
-int is_unhidden(const Lane *lane, const Place *place, const char *name)
+int is_unhidden(const Lane *lane, const Place *place, int count, const char *name)
 {
     char hiding[256] = ".wh.";
     size_t length = strlen(name);
     if (!lane->is_layered || length + 4 > 255)
         return 1;
     memcpy(hiding + 4, name, length + 1);
-    return is_absent(place->parts, 0, 1, hiding);
+    return is_absent(place->parts, 0, count, hiding);
 }
 
 int is_name_free(const Lane *lane, const Place *place, const char *name)
 {
-    return is_absent(place->parts, 0, place->count, name) && is_unhidden(lane, place, name);
+    return is_absent(place->parts, 0, place->count, name) && is_unhidden(lane, place, 1, name);
 }
 
 int python_failed(Changed *changed)

@@ -17,7 +17,7 @@ void close_place(Place *place);
 /* Without the interpreter's lock. */
 int error_at(int directory, const char *name, struct statx *found);     /* 0, or an errno */
 int is_absent(const Part *parts, int from, int count, const char *name);
-int is_unhidden(const Lane *lane, const Place *place, const char *name);    /* by anything in the upper */
+int is_unhidden(const Lane *lane, const Place *place, int count, const char *name);     /* by anything in the first parts */
 int is_name_free(const Lane *lane, const Place *place, const char *name);
 
 /* PLAIN or FAILED: */

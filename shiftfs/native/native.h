@@ -115,8 +115,10 @@ typedef struct {
     uint64_t opcodes;           /* a bit for each */
     PyObject *uids, *gids;      /* real ones of those that are shown */
     PyObject *made;             /* made(parent, name, type) -> the entry reply of what has just been made there */
-    PyObject *has_moved, *has_gone, *pinned;    /* as tree.Names */
+    PyObject *has_moved, *has_gone, *is_hidden, *pinned;    /* as tree.Names */
     Py_ssize_t most_pinned;
+    const char *whiteout;       /* linked to from `whiteout_in`; NULL where those are no devices */
+    int whiteout_in;
     uint32_t own_uid, own_gid;
 } Changes;
 

@@ -1,9 +1,9 @@
 /* Files lose their names, or get others.
  *
  * Owns a descriptor of what loses its name, from before that until it is its entry's; Python keeps the books of those. Never
- * removes or replaces another file than the kernel was told of, nor one that is more than a file of the upper with that one
- * name: all such is SPECIAL, with nothing done. What the table has been told of a name is changed after the layer. System
- * calls are made without the interpreter's lock. Loop thread.
+ * removes or replaces another file than the kernel was told of, nor one that is more than a file of the upper, or of one
+ * lower, with that one name: all such is SPECIAL, with nothing done. What the table has been told of a name is changed
+ * after the layer. System calls are made without the interpreter's lock. Loop thread.
  */
 #include "names.h"
 
@@ -24,9 +24,9 @@ int has_one_place(Lane *lane, Inode *inode)
     return is_so;
 }
 
-/* The file that the kernel was told is there, if it is one of the upper alone, with no other name that is known. NULL
- * with no exception set where that is special. The table keeps it. */
-static Inode *told_alone(Lane *lane, const Place *place, PyObject *name)
+/* The file that the kernel was told is there, with no other name that is known. NULL with no exception set where that is
+ * special. The table keeps it. */
+static Inode *told(Lane *lane, const Place *place, PyObject *name)
 {
     Inode *inode = place->inode->children == NULL ? NULL
         : (Inode *)PyDict_GetItemWithError(place->inode->children, name);
@@ -36,7 +36,14 @@ static Inode *told_alone(Lane *lane, const Place *place, PyObject *name)
         PyErr_Clear();
         return NULL;
     }
-    int is_alone = has_one_place(lane, inode);
+    return has_one_place(lane, inode) ? inode : NULL;
+}
+
+/* The same, if it is one of the upper alone. */
+static Inode *told_alone(Lane *lane, const Place *place, PyObject *name)
+{
+    Inode *inode = told(lane, place, name);
+    int is_alone = inode != NULL;
     if (is_alone && inode->entry == NULL)
         is_alone = place_of(inode) == place->parts[0].real;
     else if (is_alone && lane->is_layered) {
@@ -51,6 +58,20 @@ static Inode *told_alone(Lane *lane, const Place *place, PyObject *name)
     }
     PyErr_Clear();
     return is_alone ? inode : NULL;
+}
+
+/* The same, if it is one of a lower alone. */
+static Inode *told_below(Lane *lane, const Place *place, PyObject *name)
+{
+    Inode *inode = told(lane, place, name);
+    if (inode == NULL || inode->entry == NULL)
+        return inode != NULL && place_of(inode) != place->parts[0].real ? inode : NULL;
+    PyObject *gate = PyObject_GetAttrString(inode->entry, "gate"), *upper = PyObject_GetAttr(inode->entry, s_upper);
+    int is_below = gate == Py_None && upper == Py_None && plain_count(lane, inode) == 1;
+    PyErr_Clear();
+    Py_XDECREF(gate);
+    Py_XDECREF(upper);
+    return is_below ? inode : NULL;
 }
 
 /* Is that file, and nothing else, what the layers have at the name? */
@@ -88,11 +109,10 @@ static int has_no_name(int fd)
     return look_at(fd, &found) == 0 && found.stx_nlink == 0;
 }
 
-/* A file has lost its name, and as a rule its last; `fd` is it, and its entry's from here on: it may be open, and is
- * served until the kernel forgets it. As InodeTable.untell and bury have it. */
-static int lose_name(Lane *lane, Inode *parent, PyObject *name, Inode *inode, int fd, int is_last, Changed *changed)
+/* A file has lost its name, as Python says (which is taken over): True if that was its last. As InodeTable.untell and bury
+ * have it. */
+static int untell(Lane *lane, Inode *parent, PyObject *name, Inode *inode, PyObject *gone, Changed *changed)
 {
-    PyObject *gone = PyObject_CallFunction(lane->may.has_gone, "OiO", inode->entry, fd, is_last ? Py_True : Py_False);
     if (gone == NULL)
         return python_failed(changed);
     PyObject *nameless = PyBytes_FromStringAndSize(NULL, 0);
@@ -111,6 +131,14 @@ static int lose_name(Lane *lane, Inode *parent, PyObject *name, Inode *inode, in
         unkey(lane->store, inode);
     }
     return PLAIN;
+}
+
+/* The same of one of the upper; `fd` is it, and its entry's from here on: it may be open, and is served until the kernel
+ * forgets it. */
+static int lose_name(Lane *lane, Inode *parent, PyObject *name, Inode *inode, int fd, int is_last, Changed *changed)
+{
+    PyObject *gone = PyObject_CallFunction(lane->may.has_gone, "OiO", inode->entry, fd, is_last ? Py_True : Py_False);
+    return untell(lane, parent, name, inode, gone, changed);
 }
 
 static int remove_told(Lane *lane, const Place *place, PyObject *name, Inode *inode, Changed *changed)
@@ -133,6 +161,33 @@ static int remove_told(Lane *lane, const Place *place, PyObject *name, Inode *in
     return is_removed ? lose_name(lane, place->inode, name, inode, fd, is_last, changed) : SPECIAL;
 }
 
+/* Without the interpreter's lock: a whiteout where the upper has nothing. False if that file is not what shows. */
+static int hide(const Lane *lane, const Place *place, const char *name, const Key *key)
+{
+    struct statx found;
+    int at = 0, error = ENOENT;
+    for (; at < place->count && error == ENOENT; at++)
+        error = error_at(place->parts[at].fd, name, &found);
+    at--;
+    return error == 0 && at > 0 && found.stx_nlink == 1 && is_key_of(key, &found) && is_unhidden(lane, place, at, name)
+        && linkat(lane->may.whiteout_in, lane->may.whiteout, place->parts[0].fd, name, 0) == 0;
+}
+
+static int hide_told(Lane *lane, const Place *place, PyObject *name, Inode *inode, Changed *changed)
+{
+    if (make_entry(inode))
+        return FAILED;
+    Key key = inode->key;
+    int is_hidden;
+    Py_BEGIN_ALLOW_THREADS
+    is_hidden = hide(lane, place, PyBytes_AS_STRING(name), &key);
+    Py_END_ALLOW_THREADS
+    if (!is_hidden)
+        return SPECIAL;
+    PyObject *gone = PyObject_CallFunctionObjArgs(lane->may.is_hidden, inode->entry, NULL);
+    return untell(lane, place->inode, name, inode, gone, changed);
+}
+
 int remove_file(Lane *lane, Inode *parent, const char *name, Changed *changed)
 {
     Place place;
@@ -140,10 +195,14 @@ int remove_file(Lane *lane, Inode *parent, const char *name, Changed *changed)
         return SPECIAL;
     PyObject *called = PyBytes_FromString(name);
     Inode *inode = called == NULL ? NULL : told_alone(lane, &place, called);
+    int is_below = called != NULL && inode == NULL && lane->may.whiteout != NULL;
+    if (is_below)
+        inode = told_below(lane, &place, called);
     int result = called == NULL ? FAILED : SPECIAL;
     if (inode != NULL) {
         Py_INCREF(inode);
-        result = remove_told(lane, &place, called, inode, changed);
+        result = is_below ? hide_told(lane, &place, called, inode, changed)
+            : remove_told(lane, &place, called, inode, changed);
         Py_DECREF(inode);
     }
     Py_XDECREF(called);
@@ -189,7 +248,7 @@ static int rename_onto(const Lane *lane, const Place *from, const char *name, co
         return is_name_free(lane, to, new_name) && renameat2(source, name, target, new_name, RENAME_NOREPLACE) == 0;
     if ((replaced->fd = open_only(to, new_name, &replaced->key)) < 0)
         return 0;
-    if (!is_unhidden(lane, to, new_name) || renameat2(source, name, target, new_name, 0) != 0) {
+    if (!is_unhidden(lane, to, 1, new_name) || renameat2(source, name, target, new_name, 0) != 0) {
         close(replaced->fd);
         return 0;
     }

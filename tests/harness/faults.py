@@ -188,11 +188,6 @@ def _all_attributes(told: os.stat_result) -> tuple[int, ...]:
     return tuple(getattr(told, f"st_{field}") for field in fields)
 
 
-def litter(work: Path) -> list[str]:
-    """What a work directory holds of operations that did not end."""
-    return sorted(entry.name for entry in (work / "work").iterdir() if entry.name != "incompat")
-
-
 def set_old(path: Path) -> None:
     """Give all files in a tree one time in the past."""
     for _, file in _walk(path):

@@ -92,6 +92,11 @@ def _upper_options(upper: Path | None, work: Path | None) -> list[str]:
     return [f"{name}={_escaped(path)}" for name, path in named.items() if path]
 
 
+def litter(work: Path) -> list[str]:
+    """What a work directory holds of operations that did not end."""
+    return sorted(entry.name for entry in (work / "work").iterdir() if entry.name not in ("incompat", "#whiteout"))
+
+
 class Layers:
     """New directories to make an overlay of, in one new directory: `lowers` from top to bottom, `upper`, `work`."""
 

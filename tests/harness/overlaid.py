@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.commands import run
-from harness.layered import Layers, Tree, layered, read_tree, write_tree
+from harness.layered import Layers, Tree, layered, litter, read_tree, write_tree
 from overlay.entry import Entry
 from overlay.stack import open_stack
 from overlay.tree import OverlayTree
@@ -260,7 +260,7 @@ def mark(path: Path, name: str) -> bytes | None:
 
 def nothing_in_work(layers: Layers) -> bool:
     """Is all that was made in the work directory gone from there?"""
-    return os.listdir(layers.work / "work") == []
+    return litter(layers.work) == []
 
 
 @contextmanager

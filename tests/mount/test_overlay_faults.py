@@ -17,8 +17,8 @@ import pytest
 
 from harness import Layers, loop_filesystem, open_directory, wait_until, write_tree
 from harness.calls import RENAME_EXCHANGE, renameat2
-from harness.faults import Recording, Step, failed_at, killed_at, litter, outcome, recorded, set_old, shown, untouched
-from harness.layered import Tree
+from harness.faults import Recording, Step, failed_at, killed_at, outcome, recorded, set_old, shown, untouched
+from harness.layered import Tree, litter
 
 MIB = 1 << 20
 

@@ -16,7 +16,8 @@ import pytest
 
 from harness import Layers, errno_of, loop_filesystem, run, wait_until
 from harness.calls import opened
-from harness.faults import killed_at, litter, outcome, recorded, set_old, untouched
+from harness.faults import killed_at, outcome, recorded, set_old, untouched
+from harness.layered import litter
 
 CONTENT = os.urandom(300_000)
 CAPABILITY = struct.pack("<5I", 0x02000001, 1 << 10, 0, 0, 0)

@@ -9,8 +9,7 @@ import pytest
 
 from harness import Layers, layered, loop_filesystem, mounted, read_tree, wait_until, write_tree
 from harness.calls import all_dirents, opened
-from harness.faults import litter
-from harness.layered import Tree
+from harness.layered import Tree, litter
 
 
 @pytest.fixture

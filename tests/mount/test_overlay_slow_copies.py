@@ -13,7 +13,8 @@ import pytest
 
 from harness import Layers, Mount, wait_until, write_tree
 from harness.commands import EXIT_LIMIT
-from harness.faults import Recording, litter, recorded, untouched
+from harness.faults import Recording, recorded, untouched
+from harness.layered import litter
 
 EXTENTS = 120
 """Each is at least one call of copy_file_range, which strace holds up: so a small file takes as long as a large one."""

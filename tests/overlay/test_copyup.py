@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from harness import Caller, Layers, errno_of, run, write_tree
+from harness.layered import litter
 from harness.overlaid import Fill, Overlay, finish, never, overlaid
 from overlay.entry import Entry
 from shiftfs.tree import Gate, Steps, Work
@@ -39,7 +40,7 @@ def begun(overlay: Overlay, entry: Entry) -> tuple[Steps, Work | Gate]:
 
 
 def left_in_work(layers: Layers) -> list[str]:
-    return os.listdir(layers.work / "work")
+    return litter(layers.work)
 
 
 def times(path: Path) -> tuple[int, int]:

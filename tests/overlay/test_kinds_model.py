@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from harness import Layers, errno_of, read_tree, write_tree
-from harness.layered import Tree
+from harness.layered import Tree, litter
 from harness.overlaid import Overlay, without_attributes
 from shiftfs.sys import files
 
@@ -154,6 +154,6 @@ def follow(layers: Layers, plain: Path, steps: list[tuple[str, str, str]], optio
         overlay.close()
         overlay = Overlay(layers, **options)
         assert overlay.contents() == read_tree(plain)
-        assert os.listdir(layers.work / "work") == []
+        assert litter(layers.work) == []
     finally:
         overlay.close()

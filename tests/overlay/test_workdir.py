@@ -1,5 +1,6 @@
 """The work directory: what is made, cleared, heeded and found out in it."""
 
+import errno
 import os
 import socket
 import stat
@@ -100,6 +101,39 @@ def test_temporary_names_are_the_kernels_and_each_is_new(layers: Layers) -> None
 
 
 # --- leftovers ---
+
+
+def whiteouts(layers: Layers, made: WorkDirectory, *names: bytes) -> list[os.stat_result]:
+    for name in names:
+        made.make_whiteout(name)
+    found = [os.lstat(layers.work / "work" / os.fsdecode(name)) for name in names]
+    assert all(stat.S_ISCHR(one.st_mode) and one.st_rdev == 0 for one in found)
+    return found
+
+
+def test_whiteouts_are_links_of_one(layers: Layers) -> None:
+    made = opened(layers)
+    one, two = whiteouts(layers, made, b"one", b"two")
+    assert one.st_ino == two.st_ino and two.st_nlink == 3
+    said: list[str] = []
+    for name in ("one", "two"):
+        os.unlink(layers.work / "work" / name)
+    opened(layers, said)
+    assert os.listdir(layers.work / "work") == [] and said == [], "it is none of an earlier mount's leftovers"
+
+
+def test_another_is_made_where_it_cannot_be_linked_to(layers: Layers, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = opened(layers)
+
+    def full(*names: bytes, **options: object) -> None:
+        raise OSError(errno.EMLINK, os.strerror(errno.EMLINK))
+
+    (one,) = whiteouts(layers, made, b"one")
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "link", full)
+        two, three = whiteouts(layers, made, b"two", b"three")
+    four, five = whiteouts(layers, made, b"four", b"five")
+    assert len({one.st_ino for one in (one, two, three, four)}) == 4 and four.st_ino == five.st_ino
 
 
 def test_leftovers_are_removed_and_counted(layers: Layers) -> None:

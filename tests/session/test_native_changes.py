@@ -605,8 +605,13 @@ def test_the_plain_ones_are_served_natively(tmp_path: Path, monkeypatch: pytest.
             files = {name: ask.at(name) for name in (b"own", b"other", b"link")}
             sub, merged, many = (ask.at(name) for name in (b"sub", b"merged", b"many"))
             ask.look(b"opens it", sub)
+            below = [(b"low", ask.directory), (b"in lower1", merged)] if kind == "overlay" else []
+            for name, parent in below:
+                ask.look(name, parent)
+            ask.at(b"low set-id")
+            ask.remove(b"low set-id")  # which makes the whiteout that the others are links of
             with monkeypatch.context() as patched:
-                refusing(served, patched, "change", "mknod", "mkdir", "symlink", "lookup")
+                refusing(served, patched, "change", "mknod", "mkdir", "symlink", "lookup", "unlink")
                 ask.answers.clear()
                 for name, nodeid in files.items():
                     ask.set(nodeid, TIMES | Fattr.UID, atime=1, mtime=2, uid=7)
@@ -624,6 +629,8 @@ def test_the_plain_ones_are_served_natively(tmp_path: Path, monkeypatch: pytest.
                     ask.make_link(b"newer symlink", b"../anywhere", parent=nodeid, uid=1000)
                 for nodeid in (sub, merged):
                     ask.set(nodeid, Fattr.MODE, mode=0o700)
+                for name, parent in below:
+                    ask.remove(name, parent)
                 assert [one for one in ask.answers if isinstance(one, int) and one] == []
                 ask.set(many, Fattr.MODE, mode=0o600)
                 assert ask.answers[-1] == errno.EXDEV, "what has several names is left to Python"
