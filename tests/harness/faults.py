@@ -4,10 +4,12 @@ Nothing in the program knows of it. What an operation does is first recorded, un
 something on a layer, and its last answer, are the steps at which it is then disturbed. Owns each strace that it starts.
 """
 
+import codecs
 import hashlib
 import itertools
 import os
 import re
+import struct
 import subprocess
 import tempfile
 from collections import Counter
@@ -36,6 +38,8 @@ _ONLY_WITH = {
     "ioctl": re.compile("FICLONE|BTRFS_IOC_CLONE"),
 }
 _CALL = re.compile(r"(\d+) +(\w+)\((.*)")
+_TEXT = re.compile(r'"((?:[^"\\]|\\.)*)"')
+_HEADER = struct.Struct("=IiQ")  # length, error, unique
 _DEATH_LIMIT = 3.0  # seconds
 _OLD_NS = 10**18  # 2001: whatever is newer was made by the test
 
@@ -64,7 +68,11 @@ class Recording:
 
     def changes(self) -> list[Step]:
         """The calls that change something, in order."""
-        return [step for step, changes in self._steps() if changes and step.name not in _ANSWERS]
+        return [
+            step
+            for step, arguments in self._steps()
+            if step.name not in _ANSWERS and (step.name not in _ONLY_WITH or _ONLY_WITH[step.name].search(arguments))
+        ]
 
     def steps(self) -> list[Step]:
         """These, of attributes set in a row the first and the last, and the last answer that the kernel was given."""
@@ -72,19 +80,32 @@ class Recording:
         for is_attribute, steps in itertools.groupby(self.changes(), lambda step: step.name in _ATTRIBUTES):
             row = list(steps)
             chosen += [row[0], *row[1:][-1:]] if is_attribute else row
-        return [*chosen, [step for step, _ in self._steps() if step.name in _ANSWERS][-1]]
+        answers = [step for step, arguments in self._steps() if step.name in _ANSWERS and _is_answer(arguments)]
+        return [*chosen, answers[-1]]
 
-    def _steps(self) -> Iterator[tuple[Step, bool]]:
+    def _steps(self) -> Iterator[tuple[Step, str]]:
+        """With their arguments."""
         made: Counter[tuple[str, str]] = Counter()
         for thread, name, arguments in self._calls():
             made[thread, name] += 1
-            yield Step(name, made[thread, name]), name not in _ONLY_WITH or bool(_ONLY_WITH[name].search(arguments))
+            yield Step(name, made[thread, name]), arguments
 
     def _calls(self) -> Iterator[tuple[str, str, str]]:
         for line in self._read().splitlines():
             # strace shows what it has no name for, whatever it is to trace.
             if (found := _CALL.match(line)) and found[2] in (*_CHANGES, *_ANSWERS):
                 yield found[1], found[2], found[3]
+
+
+def _is_answer(arguments: str) -> bool:
+    """Does what is written begin with a header (struct fuse_out_header) of a request's? Notices are of none, and come
+    when there is time."""
+    text = _TEXT.search(arguments)
+    header = codecs.escape_decode(text[1])[0][: _HEADER.size] if text else b""
+    if len(header) < _HEADER.size:
+        return False
+    _, error, unique = _HEADER.unpack(header)
+    return bool(error <= 0 and unique)
 
 
 @contextmanager
