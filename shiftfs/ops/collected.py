@@ -62,8 +62,10 @@ class Collected:
         """Nothing comes any more, nor can anybody be told: what is missing is a hole, as in any other file."""
         with self._lock, contextlib.suppress(OSError):
             if inode in self.ahead:
-                self._append(inode, fills=True)
-        self.ahead.pop(inode, None)
+                try:
+                    self._append(inode, fills=True)
+                finally:
+                    self.ahead.pop(inode, None)
 
     def finish_all(self) -> None:
         for inode in list(self.ahead):
@@ -74,10 +76,11 @@ class Collected:
         with self._lock:
             _, parts = self.ahead.get(inode, (descriptor, {}))
             content = bytearray(os.pread(descriptor.fd, size, offset))
+            there = os.fstat(descriptor.fd).st_size  # what the layer has is no older
             shown = max((start + length for start, length in parts), default=0) - offset
             content += bytes(max(min(shown, size) - len(content), 0))
             for (start, length), part in parts.items():
-                begin, end = max(start, offset), min(start + length, offset + size)
+                begin, end = max(start, offset, there), min(start + length, offset + size)
                 if begin < end:
                     content[begin - offset : end - offset] = part[begin - start : end - start]
             return bytes(content)
