@@ -203,7 +203,8 @@ class Live:
         told, found = parent.told(name), self._changes.found(parent, name)
         if h.what & _CONTENT and told is not None and not told.is_directory:
             self._changes.modified(parent, name)  # metadata above, content here
-        was_whiteout = h.target in self._whiteouts
+        # Whiteouts are links of one: what has just got a name hid nothing there before.
+        was_whiteout = not h.what & What.CREATED and h.target in self._whiteouts
         if found is None and h.what & What.CREATED and h.target is not None:
             self._whiteouts[h.target] = None
         if h.what & What.DELETED and told is not None and not told.is_directory and found is not None:

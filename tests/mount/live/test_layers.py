@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import stat
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from harness import Layers, Mount, layered, make_whiteout, read_tree, wait_until, write_tree
+from harness.calls import drop_dentries
 from harness.events import Event, Recorder, Streams
 from harness.layered import Tree
 from harness.overlaid import marked
@@ -199,6 +201,30 @@ def test_whiteouts_come_and_go(our_layers: Layers, kind: str, looked_up: bool) -
         assert found.heard("dir")["dir"] == [Event("DELETE ISDIR", "sub")]
         unwhite(found.upper / "dir/sub")
         assert found.heard("dir")["dir"] == [Event("CREATE ISDIR", "sub")]
+        same_as_fresh(found)
+
+
+def test_whiteouts_may_be_links_of_one(our_layers: Layers) -> None:
+    """As all are that the kernel or we make. The mount has listed the names, and the kernel forgotten them."""
+
+    def listed(found: Union) -> list[str]:
+        names = sorted(name for name in os.listdir(found.path / "dir") if name[0] != ".")
+        drop_dentries()
+        return names
+
+    names = [f"name{number}" for number in range(4)]
+    with union(our_layers, {"dir": dict.fromkeys(names, b"")}, {}, {"dir": {}}, "dir") as found:
+        assert listed(found) == names
+        white = our_layers.lowers[0].parent / "white"
+        os.mknod(white, stat.S_IFCHR, 0)
+        for at, name in enumerate(names):
+            os.link(white, found.upper / "dir" / name)
+            assert found.heard("dir")["dir"] == [Event("DELETE", name)]
+            assert listed(found) == names[at + 1 :]
+        for at, name in enumerate(names):
+            os.unlink(found.upper / "dir" / name)
+            assert found.heard("dir")["dir"] == [Event("CREATE", name)]
+            assert listed(found) == names[: at + 1]
         same_as_fresh(found)
 
 
