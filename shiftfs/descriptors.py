@@ -197,7 +197,8 @@ class Descriptors:
         if found is None:
             entry.handle = before
             return False
-        self._keep_path(entry, found)
+        if entry.path is None:
+            self._keep_path(entry, found)
         return True
 
     def _recover(self, parent: Descriptor, entry: Entry) -> Descriptor:

@@ -294,6 +294,8 @@ class Changes:
             self._inodes.untell(parent, name)
         if inode is not None:
             action.keys.add(inode.key)
+            if handle is not None:  # whoever has it open, or works in it, goes on
+                self._ctx.tree.found_by(inode.entry, handle)
         self._perform(action)
 
     def moved_in(self, to: Inode, new_name: bytes, is_directory: bool) -> None:

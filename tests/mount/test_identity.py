@@ -176,6 +176,40 @@ def test_an_open_file_stays_itself_when_the_layer_renames(
     shows(path / "elsewhere/moved", b"THE first")
 
 
+@pytest.mark.parametrize("what", ["file", "directory"])
+def test_an_open_file_stays_itself_when_it_is_moved_to_where_nobody_has_looked(
+    quick: Mount, pair: tuple[Path, Path], what: str
+) -> None:
+    """Itself, or with a directory above it. Whoever hears of it hears what has been moved; else, where OPEN is refused,
+    one never read is lost until it is seen again."""
+    path, layer = pair
+    (layer / "directory").mkdir()
+    (layer / "elsewhere").mkdir()
+    name = "directory/file" if what == "directory" else "file"
+    (layer / name).write_bytes(b"content")
+    is_watched = quick.status()["options"]["watch"] != "off"
+    if is_watched:
+        quick.settled()
+    with opened(path / name, os.O_RDWR) as fd:
+        (layer / what).rename(layer / "elsewhere/moved")
+        if is_watched:
+            quick.settled()
+        wait_until(lambda: not (path / name).exists(), "the old name to be gone")
+        drop_dentries()
+        # A directory that was gone through is open.
+        if what == "file" and not is_watched and quick.status()["options"]["open"] == "refuse":
+            with pytest.raises(OSError) as caught:
+                os.pread(fd, 100, 0)
+            assert caught.value.errno == errno.ESTALE
+            list(path.rglob("*"))
+        assert os.pread(fd, 100, 0) == b"content"
+        os.pwrite(fd, b"CON", 0)
+        os.fsync(fd)
+    moved = "elsewhere/moved/file" if what == "directory" else "elsewhere/moved"
+    assert (layer / moved).read_bytes() == b"CONtent"
+    shows(path / moved, b"CONtent")
+
+
 @pytest.mark.parametrize("gone", ["one", "two"])
 def test_a_last_name_removed_here_after_the_layer_removed_the_other(pair: tuple[Path, Path], gone: str) -> None:
     """Who has the file open goes on, whichever name was seen last."""
