@@ -25,7 +25,10 @@ _NOT_THERE: Final = frozenset({errno.ENOENT, errno.ENODEV, errno.ECONNABORTED, e
 
 
 class Disconnected(Exception):
-    """The mount is gone: unmounted, or aborted."""
+    """The connection has ended. `is_unmounted`: with the last mount of it, else it was aborted."""
+
+    def __init__(self, is_unmounted: bool) -> None:
+        self.is_unmounted = is_unmounted
 
 
 class Buffers:
@@ -91,7 +94,7 @@ class Channel:
         if size >= 0 or -size in _NOTHING_YET:
             return max(size, 0)
         if -size in (errno.ENODEV, errno.ECONNABORTED):
-            raise Disconnected
+            raise Disconnected(-size == errno.ENODEV)
         raise OSError(-size, os.strerror(-size))
 
     def send(self, header: bytes, payload: bytes | bytearray | memoryview) -> None:

@@ -310,10 +310,11 @@ class Mount:
         """Wherever it is by now, if anywhere. The connection ends first: what waits for it would make the kernel wait.
 
         As long as it has not ended, its device's number is nobody else's. Where the kernel has ended it (aborted, the
-        mount is still there), only what has our mount's number too is taken for it.
+        mount is still there), only what has our mount's number too is taken for it; and nothing where it was unmounted:
+        the next mount is given the same numbers.
         """
         mounted = self._mounted
-        left = mount.copies(mounted) if mounted is not None else []
+        left = mount.copies(mounted) if mounted is not None and not self._session.is_unmounted else []
         if self._is_disconnected:
             left = [info for info in left if mounted is not None and info.id == mounted.id]
         self._session.end()

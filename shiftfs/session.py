@@ -98,6 +98,8 @@ class Session:
         self.negotiated: negotiation.Negotiated | None = None
         self.on_ready: Callable[[], None] = lambda: None
         self.on_end: Callable[[], None] = lambda: None
+        self.is_unmounted = False
+        """Is there certainly no mount of it any more?"""
         self.is_somebody_elses = False
         """Whoever has mounted could answer requests himself: had INIT been one, he had said what the kernel checks."""
         self.on_failure: Callable[[], None] = loop.stop
@@ -201,7 +203,8 @@ class Session:
             lane = self._lane
             try:
                 size = self._channel.receive() if lane is None else self._channel.received(self._served(lane))
-            except Disconnected:
+            except Disconnected as end:
+                self.is_unmounted = end.is_unmounted and self.negotiated is not None  # which has ABORT_ERROR
                 self.end()
                 return
             except OSError as error:  # EINVAL: whoever has mounted has answered INIT himself, with larger requests

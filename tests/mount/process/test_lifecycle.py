@@ -216,6 +216,24 @@ def test_another_mount_on_the_same_place_is_left_alone(source: Path, place: Path
         assert os.listdir(place) == ["upper"]
 
 
+def test_the_next_mount_on_the_same_place_is_left_alone(source: Path, place: Path) -> None:
+    """The kernel gives it the numbers of the one before, whose process may not have noticed its end yet."""
+    no_agent = ("-o", "watch=off")  # which would have the filesystem, and so its numbers, until the process lets go
+    with daemonized(source, place, *no_agent) as before:
+        numbers = newest_mount(place)
+        os.kill(before, signal.SIGSTOP)
+        try:
+            run(["umount", "--lazy", "--no-canonicalize", place])
+            with daemonized(source, place, *no_agent) as pid:
+                has_same_numbers = newest_mount(place) == numbers
+                os.kill(before, signal.SIGCONT)
+                wait_until(lambda: not start_time(before), "the daemon's end")
+                assert os.listdir(place) == ["file"] and is_mounted(place), f"{has_same_numbers=}"
+                os.kill(pid, signal.SIGTERM)
+        finally:
+            os.kill(before, signal.SIGCONT)
+
+
 def test_a_remount_as_the_refusal_of_ours_advises(source: Path) -> None:
     with mounted(source) as mount:
         run(["mount", "-i", "-o", "remount,bind,ro", mount.path])
