@@ -6,6 +6,7 @@
  */
 #include "native.h"
 
+#include <fcntl.h>
 #include <sys/stat.h>
 #include <sys/uio.h>
 #include <unistd.h>
@@ -44,6 +45,17 @@ static int may_be_large(Lane *lane, Inode *inode)
     return !is_small;
 }
 
+/* Of a removed file, what keeps it when all else is closed; -1 if nothing is to. */
+static int last_of(Lane *lane, Inode *inode)
+{
+    Part part;
+    if (!inode->unlinked || !lane->spins || !may_close_aside() || !top_of(lane, inode, &part))
+        return -1;
+    int fd = fcntl(part.fd, F_DUPFD_CLOEXEC, 0);
+    release_parts(&part, 1);
+    return fd;
+}
+
 /* The kernel drops references. Directories, and what has several names, go in Python. `left` is what the request says: if
  * this fails, the handlers get it, and none is dropped twice. */
 static int forget(Lane *lane, uint64_t nodeid, uint64_t *left)
@@ -63,10 +75,13 @@ static int forget(Lane *lane, uint64_t nodeid, uint64_t *left)
     inode->nlookup = 0;
     int failed = untell(inode);
     if (!failed && inode->entry != NULL) {
-        PyObject *is_to_be_seen = may_be_large(lane, inode) ? Py_True : Py_False;
+        int last = last_of(lane, inode);
+        PyObject *is_to_be_seen = last < 0 && may_be_large(lane, inode) ? Py_True : Py_False;
         PyObject *done = PyObject_CallFunctionObjArgs(lane->let_go, (PyObject *)inode, is_to_be_seen, NULL);
         failed = done == NULL;
         Py_XDECREF(done);
+        if (last >= 0)
+            close_aside(last);
     }
     Py_DECREF(inode);
     return failed ? FAILED : PLAIN;

@@ -270,6 +270,11 @@ extern PyTypeObject ReaderType;
 int reader_fd(PyObject *object);        /* -1 for what is none */
 int skip_events(PyObject *reader);      /* reads what concerns nobody; is there anything else? */
 
+/* --- closing.c --- */
+
+int may_close_aside(void);      /* Is there room for one? */
+void close_aside(int fd);       /* soon, by somebody else; only if there is room */
+
 /* --- attributes.c --- */
 
 int attributes_of(Lane *lane, uint64_t nodeid, struct fuse_attr_out *out);

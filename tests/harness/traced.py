@@ -9,9 +9,9 @@ from harness.commands import EXIT_LIMIT, wait_until
 
 
 @contextmanager
-def traced(pid: int, calls: str, log: Path) -> Iterator[None]:
+def traced(pid: int, calls: str, log: Path, *options: str) -> Iterator[None]:
     """All threads of a process, for as long as the body lasts; `calls` as `strace -e trace=` has them."""
-    command = ["strace", "-f", "-o", str(log), "-e", f"trace={calls}", "-p", str(pid)]
+    command = ["strace", "-f", *options, "-o", str(log), "-e", f"trace={calls}", "-p", str(pid)]
     with subprocess.Popen(command, stderr=subprocess.DEVNULL) as tracer:
         try:
             status = Path(f"/proc/{pid}/status")

@@ -1,0 +1,105 @@
+/* Removed files are closed on a thread of its own: with the last descriptor the filesystem gives back what the file had,
+ * for which the next request need not wait.
+ *
+ * Owns what it has been given until that is closed, and the thread, which is started when there is something and ends when
+ * there has been nothing for a while. It holds nothing of the interpreter's. Has room for a few only: who has more closes
+ * them himself. Loop thread, but for what the lock guards.
+ */
+#include "native.h"
+
+#include <pthread.h>
+#include <signal.h>
+#include <time.h>
+#include <unistd.h>
+
+#define MOST 64
+#define LINGER 5                /* seconds */
+
+static struct {
+    pthread_mutex_t lock;
+    pthread_cond_t wanted;
+    int fds[MOST], first, count, has_thread;
+} queue = {.lock = PTHREAD_MUTEX_INITIALIZER};
+
+static void prepare_queue(void)
+{
+    pthread_condattr_t clock;
+    pthread_condattr_init(&clock);
+    pthread_condattr_setclock(&clock, CLOCK_MONOTONIC);
+    pthread_cond_init(&queue.wanted, &clock);
+    pthread_condattr_destroy(&clock);
+    queue.first = queue.count = queue.has_thread = 0;
+}
+
+static void forget_queue(void)      /* in a child: the thread is the parent's, and so is what it closes */
+{
+    pthread_mutex_init(&queue.lock, NULL);
+    prepare_queue();
+}
+
+static void prepare_once(void)
+{
+    prepare_queue();
+    pthread_atfork(NULL, NULL, forget_queue);
+}
+
+static void *close_all(void *unused)
+{
+    pthread_mutex_lock(&queue.lock);
+    for (;;) {
+        struct timespec until;
+        clock_gettime(CLOCK_MONOTONIC, &until);
+        until.tv_sec += LINGER;
+        int error = 0;
+        while (queue.count == 0 && error == 0)
+            error = pthread_cond_timedwait(&queue.wanted, &queue.lock, &until);
+        if (queue.count == 0)
+            break;
+        int fd = queue.fds[queue.first];
+        pthread_mutex_unlock(&queue.lock);
+        close(fd);
+        pthread_mutex_lock(&queue.lock);
+        queue.first = (queue.first + 1) % MOST;
+        queue.count--;
+    }
+    queue.has_thread = 0;
+    pthread_mutex_unlock(&queue.lock);
+    return NULL;
+}
+
+/* With the lock: signals are for those who run Python. */
+static int start_thread(void)
+{
+    sigset_t all, before;
+    pthread_t thread;
+    pthread_attr_t detached;
+    sigfillset(&all);
+    pthread_attr_init(&detached);
+    pthread_attr_setdetachstate(&detached, PTHREAD_CREATE_DETACHED);
+    pthread_attr_setstacksize(&detached, 64 * 1024);
+    pthread_sigmask(SIG_SETMASK, &all, &before);
+    int is_started = pthread_create(&thread, &detached, close_all, NULL) == 0;
+    pthread_sigmask(SIG_SETMASK, &before, NULL);
+    pthread_attr_destroy(&detached);
+    return is_started;
+}
+
+int may_close_aside(void)
+{
+    static pthread_once_t once = PTHREAD_ONCE_INIT;
+    pthread_once(&once, prepare_once);
+    pthread_mutex_lock(&queue.lock);
+    if (!queue.has_thread)
+        queue.has_thread = start_thread();
+    int may = queue.has_thread && queue.count < MOST;
+    pthread_mutex_unlock(&queue.lock);
+    return may;
+}
+
+void close_aside(int fd)
+{
+    pthread_mutex_lock(&queue.lock);
+    queue.fds[(queue.first + queue.count++) % MOST] = fd;
+    pthread_cond_signal(&queue.wanted);
+    pthread_mutex_unlock(&queue.lock);
+}
