@@ -19,7 +19,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from harness.commands import environment
+from harness.commands import environment, run
 from harness.mounts import loop_filesystem
 from harness.watchdog import Watchdog
 from shiftfs.asking import ask
@@ -149,6 +149,10 @@ class Runner:
                 yield room
             return
         base = Path(tempfile.mkdtemp(prefix="layout-", dir=self._area))
+        # On ext4 each directory in it gets a group of inodes of its own (chattr(1), T): for some minutes a group passes
+        # over the inodes that have been freed in it, one by one (fs/ext4/ialloc.c, recently_deleted), and whoever makes
+        # files would pay for what others have removed before.
+        run(["chattr", "+T", base], check=False)
         try:
             yield base
         finally:
