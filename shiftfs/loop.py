@@ -162,9 +162,14 @@ def _started(work: Callable[[], None], name: str) -> bool:
     return True
 
 
+def _raise(error: Exception) -> None:
+    raise error
+
+
 class Loop:
     """Waits for descriptors and for workers. `on_tick` is called at most twice a second, after any activity and
-    for as long as it returns True."""
+    for as long as it returns True; `on_failure` with what any of these raises, or a callback: it ends `run` unless that
+    returns."""
 
     URGENT: Final = select.EPOLLPRI
     """What to `add` a descriptor for whose readers wait for a change (procfs, kernfs), not for data."""
@@ -186,6 +191,7 @@ class Loop:
         self._waits = _Waits(self._end)
         self._waiting_of: collections.Counter[Hashable] = collections.Counter()
         self.on_tick: Callable[[float], bool] = lambda now: False
+        self.on_failure: Callable[[Exception], None] = _raise
 
     @property
     def poll_fd(self) -> int:
@@ -229,20 +235,30 @@ class Loop:
         while not self._stopping or self._lingers():
             events = poll(timeout if not self._stopping else _LINGER_STEP)
             for fd, _ in events:
-                is_ready(fd)
+                try:
+                    is_ready(fd)
+                except Exception as error:
+                    self.on_failure(error)
             now = monotonic()
             if self._waits.called_off and now >= interrupt_at:
                 self._waits.interrupt()
                 interrupt_at = now + _INTERRUPT_AGAIN
             if now >= due:
                 # A tick follows every activity, and ticks go on while they are wanted: an idle mount never wakes.
-                wanted = self.on_tick(now)
+                wanted = self._tick(now)
                 due = now + _TICK
                 timeout = _TICK if wanted or events else None
             else:
                 timeout = due - now
             if self._waits.called_off:
                 timeout = _INTERRUPT_AGAIN
+
+    def _tick(self, now: float) -> bool:
+        try:
+            return self.on_tick(now)
+        except Exception as error:
+            self.on_failure(error)
+            return True
 
     def _lingers(self) -> bool:
         """A call that waits for us would hold the descriptor that it is at, and with that all who wait for us, for
@@ -358,7 +374,10 @@ class Loop:
         outcomes = self._outcomes
         while outcomes:
             done, result, error = outcomes.popleft()
-            done(result, error)
+            try:
+                done(result, error)
+            except Exception as failure:
+                self.on_failure(failure)
 
     def close(self) -> None:
         """End the idle threads. Those that are blocked end with the process."""

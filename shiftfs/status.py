@@ -28,6 +28,8 @@ class Parts(NamedTuple):
     session: Session
     tree: Tree
     loop: Loop
+    faults: int
+    """Errors that nobody expected, of no request."""
     journal: Journal
     reflection: Reflection | None
     derived: Sequence[Session] | None = None
@@ -181,6 +183,7 @@ def _sizes(parts: Parts) -> dict[str, Any]:
         "listings": len(session.context.listings),
         "handles": len(session.context.handles),
         "waiting": session.waiting,
+        "faults": parts.faults + sum(one.faults for one in (session, *(parts.derived or ()))),
         "workers": parts.loop.workers + parts.session.reads.threads,
         "descriptors": {**parts.tree.descriptors(), "open": len(os.listdir("/proc/self/fd"))},
         "memory_kib": _resident_kib(),

@@ -31,8 +31,8 @@ from harness.commands import (
     user_prefix,
     wait_until,
 )
-from harness.mounts import Leftover, MountEntry, mount_table, newest_mount, unmount
-from shiftfs.asking import ask
+from harness.mounts import Leftover, MountEntry, is_mounted, mount_table, newest_mount, unmount
+from shiftfs.asking import CtlError, ask
 
 _ROUNDS = 20
 
@@ -132,6 +132,7 @@ def mounted(
             mount.pid = int(mount.status()["pid"])
             started = start_time(mount.pid)
             yield mount
+            _expect_no_faults(mount, started)
         finally:
             try:
                 unmount(mount.entry)
@@ -139,6 +140,16 @@ def mounted(
                 _expect_end(mount.pid, started)
     if mountpoint is None:
         path.rmdir()
+
+
+def _expect_no_faults(mount: Mount, started: str) -> None:
+    """Nothing has gone wrong that nobody expected, as far as the mount can still be asked; a user's is not."""
+    if mount.user is None and is_mounted(mount.entry) and start_time(mount.pid) == started:
+        try:
+            faults = mount.stats()["faults"]
+        except (OSError, CtlError):
+            return
+        assert faults == 0, f"{faults} errors in the process, which it has logged"
 
 
 @contextmanager

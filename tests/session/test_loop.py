@@ -253,6 +253,48 @@ def test_ticks_are_no_more_frequent_than_set(
     assert len(ticks) == 1
 
 
+class Broken(Exception):
+    pass
+
+
+def breaks(*args: object) -> None:
+    raise Broken
+
+
+@pytest.mark.parametrize("what", ["descriptor", "outcome", "tick"])
+def test_what_a_callback_raises_ends_it_unless_somebody_takes_it(loop: Loop, what: str) -> None:
+    """Then all others are called as before."""
+    reading, writing = os.pipe()
+    taken: list[Exception] = []
+    outcomes: list[object] = []
+
+    def ticks(now: float) -> bool:
+        if taken and outcomes:
+            loop.stop()
+        if what == "tick" and not taken:
+            raise Broken
+        return True
+
+    loop.on_tick = ticks
+    try:
+        os.write(writing, b"x")
+        if what == "descriptor":
+            loop.add(reading, lambda: breaks(os.read(reading, 1)))
+        loop.submit(lambda: None, breaks if what == "outcome" else lambda result, error: None)
+        with pytest.raises(Broken):
+            loop.run()
+        loop.on_failure = taken.append
+        os.write(writing, b"x")
+        loop.submit(lambda: None, breaks if what == "outcome" else lambda result, error: None)
+        loop.submit(lambda: None, lambda result, error: outcomes.append(error))
+        loop.run()
+    finally:
+        loop.remove(reading)
+        os.close(reading)
+        os.close(writing)
+    assert [type(error) for error in taken] == [Broken] and outcomes == [None]
+
+
 def test_stop_and_wake_from_a_signal_handler(loop: Loop) -> None:
     def handler(number: int, frame: object) -> None:
         loop.stop()

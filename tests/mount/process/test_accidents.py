@@ -4,6 +4,7 @@ The command is the real one, but for one function that a few words of Python hav
 stays that nobody serves.
 """
 
+import json
 import os
 import re
 import signal
@@ -93,11 +94,11 @@ def test_the_log_gets_what_ends_a_mount_in_the_background(source: Path, place: P
         ! grep " $PWD/mountpoint " /proc/self/mountinfo
     """
     how = f"""
-def tidy(tree, now):
+def tick(loop, now):
     if os.path.exists({str(tmp_path / "marker")!r}):
         raise RuntimeError("something broke")
     return False
-opening.SourceTree.tidy = tidy
+cli.Loop._tick = tick
 """
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as log:
         log.bind(str(tmp_path / "log"))
@@ -108,7 +109,34 @@ opening.SourceTree.tidy = tidy
         while not said[-1].endswith("RuntimeError: something broke"):
             said.append(log.recv(65536).decode())
     assert re.search(r"shiftfs\[\d+\]: unexpected RuntimeError \(something broke\)", said[0])
-    assert any("in tidy" in line for line in said)
+    assert any("in tick" in line for line in said)
+
+
+def test_what_is_about_no_request_is_told_and_survived(source: Path, place: Path, tmp_path: Path) -> None:
+    """As long as it does not go on and on (tests/test_faults.py)."""
+    marker = tmp_path / "marker"
+    how = f"""
+def tidy(tree, now):
+    if os.path.exists({str(marker)!r}):
+        os.unlink({str(marker)!r})
+        raise RuntimeError("something broke")
+    return False
+opening.SourceTree.tidy = tidy
+"""
+    with subprocess.Popen([*broken(how), "-f", source, place], stderr=subprocess.PIPE, text=True) as process:
+        wait_until(lambda: os.path.ismount(place), "the mount")
+        for number in range(2):
+            marker.touch()
+            (place / f"stirs{number}").touch()
+            wait_until(lambda: not marker.exists(), "something to break")
+            (place / f"goes on{number}").touch()
+        assert json.loads(shiftfsctl("stats", "--json", place).stdout)["faults"] == 2
+        unmount(newest_mount(place))
+        assert process.stderr is not None
+        said = process.stderr.read()
+        assert process.wait(LIMIT) == 0
+    assert said.count("shiftfs: something went wrong that nobody expected; the mount goes on:\n") == 2
+    assert said.count("in tidy") == 2
 
 
 # --- signals that come early ---
