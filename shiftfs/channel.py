@@ -8,6 +8,7 @@ import errno
 import fcntl
 import mmap
 import os
+import select
 import threading
 from typing import Final
 
@@ -25,10 +26,7 @@ _NOT_THERE: Final = frozenset({errno.ENOENT, errno.ENODEV, errno.ECONNABORTED, e
 
 
 class Disconnected(Exception):
-    """The connection has ended. `is_unmounted`: with the last mount of it, else it was aborted."""
-
-    def __init__(self, is_unmounted: bool) -> None:
-        self.is_unmounted = is_unmounted
+    """The mount is gone: unmounted, or aborted."""
 
 
 class Buffers:
@@ -94,7 +92,7 @@ class Channel:
         if size >= 0 or -size in _NOTHING_YET:
             return max(size, 0)
         if -size in (errno.ENODEV, errno.ECONNABORTED):
-            raise Disconnected(-size == errno.ENODEV)
+            raise Disconnected
         raise OSError(-size, os.strerror(-size))
 
     def send(self, header: bytes, payload: bytes | bytearray | memoryview) -> None:
@@ -147,6 +145,14 @@ class Channel:
             from .sys import backing
 
             backing.close_backing(self.fd, number)
+
+    def has_ended(self) -> bool:
+        """Has the kernel ended the connection, or have we?"""
+        if self.fd < 0:
+            return True
+        poll = select.poll()
+        poll.register(self.fd, 0)  # what is left are errors (fs/fuse/dev.c, fuse_dev_poll)
+        return bool(poll.poll(0))
 
     def close(self) -> None:
         """End the connection. The number stays taken as long as somebody writes to it."""

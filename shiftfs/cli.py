@@ -153,9 +153,10 @@ class Mount:
         self._in_background = False
         agent = _start_agent(options)  # before there is anything that it is not to have
         self._loop = Loop()
+        self._faults = faults.Faults(self._log)
         self._journal = Journal()
         self._mounted: MountInfo | None = None
-        self._is_disconnected = False
+        self._number = 0
         self._is_stopping = False
         self._failure: Exception | None = None
         bound, unlinked = raise_descriptor_limit(len(options.lowerdirs))
@@ -195,7 +196,7 @@ class Mount:
         signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
         fd = mount.mount(options)
         try:
-            self._mounted = mount.find(self._mountpoint)
+            self._is_at(mount.find(self._mountpoint))
             self._session = Session(
                 self._loop, fd, self._tree,
                 IDENTITY if options.mark else options.uidmap, IDENTITY if options.mark else options.gidmap,
@@ -300,23 +301,26 @@ class Mount:
         return self._session.underway.look_for_killed() or is_untidy or is_ending or is_busy or is_expecting
 
     def _disconnected(self) -> None:
-        self._is_disconnected = True
         if self._marking is not None:
             self._marking.close_door(self._loop.stop)
         else:
             self._loop.stop()
 
+    def _is_at(self, mounted: MountInfo | None) -> None:
+        self._mounted = mounted
+        self._number = mount.lasting_number(mounted) if mounted is not None else 0
+
     def _unmount(self) -> None:
         """Wherever it is by now, if anywhere. The connection ends first: what waits for it would make the kernel wait.
 
         As long as it has not ended, its device's number is nobody else's. Where the kernel has ended it (aborted, the
-        mount is still there), only what has our mount's number too is taken for it; and nothing where it was unmounted:
-        the next mount is given the same numbers.
+        mount is still there), only our very mount is taken for it: the next one may have been given its numbers.
         """
-        mounted = self._mounted
-        left = mount.copies(mounted) if mounted is not None and not self._session.is_unmounted else []
-        if self._is_disconnected:
-            left = [info for info in left if mounted is not None and info.id == mounted.id]
+        mounted, has_ended = self._mounted, self._session.has_ended()
+        left = mount.copies(mounted) if mounted is not None else []
+        if has_ended:
+            left = [info for info in left if mounted is not None and info.id == mounted.id
+                    and mount.lasting_number(info) == self._number]  # fmt: skip
         self._session.end()
         for info in left:
             mount.unmount(info)
@@ -345,7 +349,7 @@ class Mount:
             self._fail(error)
             return
         if self._mounted is not None:
-            self._mounted = next(iter(mount.copies(self._mounted)), self._mounted)  # another mount of the same now
+            self._is_at(next(iter(mount.copies(self._mounted)), self._mounted))  # another mount of the same now
         if error is not None and self._options.debug:
             self._log(f"ACLs of the root will not be cached: {error}")
         if self._employment is not None and self._mounted is not None:
@@ -360,6 +364,7 @@ class Mount:
         except MountError as error:
             self._fail(error)
             return
+        self._loop.on_failure = self._faults.survive
         if self._daemon is None:
             tell_service_manager()
         else:
@@ -405,7 +410,8 @@ class Mount:
         from . import status  # most mounts are never asked
 
         parts = status.Parts(
-            self._options, self._mountpoint, self._session, self._tree, self._loop, self._journal, self._reflection,
+            self._options, self._mountpoint, self._session, self._tree, self._loop, self._faults.total,
+            self._journal, self._reflection,
             [one.session for one in self._marking.mounts] if self._marking is not None else None,
             self._not_passed,
         )  # fmt: skip

@@ -279,6 +279,21 @@ def _id_at(path: bytes) -> int | None:
         os.close(fd)
 
 
+def lasting_number(mounted: MountInfo) -> int:
+    """The number of this very mount that no other will have; 0 if there is none (before Linux 6.8), or something else
+    is at its path. Asks nothing of its filesystem."""
+    try:
+        fd = os.open(mounted.path, os.O_PATH | os.O_CLOEXEC)
+    except OSError:
+        return 0
+    try:
+        return mounts.lasting_number(fd) if _mount_id(fd) == mounted.id else 0
+    except OSError:
+        return 0
+    finally:
+        os.close(fd)
+
+
 def _mount_id(fd: int) -> int:
     with open(f"/proc/self/fdinfo/{fd}", "rb") as lines:
         return next(int(line.split()[1]) for line in lines if line.startswith(b"mnt_id:"))

@@ -117,18 +117,30 @@ def mount(source: bytes, path: bytes, kind: bytes, flags: int, data: bytes) -> N
 def place_of(path: bytes) -> tuple[int, int]:
     """Which mount a path leads to, and in which mount namespace: by numbers that are never used again, and keep
     nothing. OSError where the kernel has none (before Linux 6.11)."""
-    room = ctypes.create_string_buffer(256)
-    if _statx(_AT_FDCWD, path, _AT_STATX_DONT_SYNC, _STATX_MNT_ID_UNIQUE, ctypes.addressof(room)):
-        raise libc.failure(path)
-    (mask,) = struct.unpack_from("=I", room)
-    if not mask & _STATX_MNT_ID_UNIQUE:
-        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+    mount = _lasting_number(_AT_FDCWD, path, 0)
     namespace = os.open("/proc/self/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
     try:
         number = fcntl.ioctl(namespace, _NS_GET_MNTNS_ID, bytes(8))
     finally:
         os.close(namespace)
-    return struct.unpack_from("=Q", room, _MNT_ID_OFFSET)[0], struct.unpack("=Q", number)[0]
+    return mount, struct.unpack("=Q", number)[0]
+
+
+def lasting_number(fd: int) -> int:
+    """Which mount a descriptor (O_PATH too) leads to, by a number that is never used again. OSError where the kernel
+    has none (before Linux 6.8). Asks nothing of the filesystem."""
+    return _lasting_number(fd, b"", _AT_EMPTY_PATH)
+
+
+def _lasting_number(fd: int, path: bytes, flags: int) -> int:
+    room = ctypes.create_string_buffer(256)
+    if _statx(fd, path, flags | _AT_STATX_DONT_SYNC, _STATX_MNT_ID_UNIQUE, ctypes.addressof(room)):
+        raise libc.failure(path)
+    (mask,) = struct.unpack_from("=I", room)
+    if not mask & _STATX_MNT_ID_UNIQUE:
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+    (number,) = struct.unpack_from("=Q", room, _MNT_ID_OFFSET)
+    return int(number)
 
 
 def is_mounted(mount: int, namespace: int) -> bool:

@@ -8,7 +8,7 @@ import select
 import signal
 import subprocess
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -217,21 +217,44 @@ def test_another_mount_on_the_same_place_is_left_alone(source: Path, place: Path
 
 
 def test_the_next_mount_on_the_same_place_is_left_alone(source: Path, place: Path) -> None:
-    """The kernel gives it the numbers of the one before, whose process may not have noticed its end yet."""
+    """The kernel gives it the numbers of the one before, unless somebody else is given them first; and that one's
+    process may not have noticed its end yet."""
     no_agent = ("-o", "watch=off")  # which would have the filesystem, and so its numbers, until the process lets go
-    with daemonized(source, place, *no_agent) as before:
-        numbers = newest_mount(place)
-        os.kill(before, signal.SIGSTOP)
-        try:
-            run(["umount", "--lazy", "--no-canonicalize", place])
-            with daemonized(source, place, *no_agent) as pid:
-                has_same_numbers = newest_mount(place) == numbers
+    had_same_numbers = False
+    for _ in range(20):
+        run(["mount", "--bind", source, source])
+        spare = newest_mount(source)
+        with daemonized(source, place, *no_agent) as before:
+            unmount(spare)  # the private copy of the next one's layer takes its number, as the one before has its own
+            numbers = newest_mount(place)
+            os.kill(before, signal.SIGSTOP)
+            try:
+                run(["umount", "--lazy", "--no-canonicalize", place])
+                with daemonized(source, place, *no_agent) as pid:
+                    had_same_numbers = newest_mount(place) == numbers
+                    os.kill(before, signal.SIGCONT)
+                    wait_until(lambda: not start_time(before), "the daemon's end")
+                    assert is_mounted(place) and os.listdir(place) == ["file"]
+                    os.kill(pid, signal.SIGTERM)
+            finally:
                 os.kill(before, signal.SIGCONT)
-                wait_until(lambda: not start_time(before), "the daemon's end")
-                assert os.listdir(place) == ["file"] and is_mounted(place), f"{has_same_numbers=}"
-                os.kill(pid, signal.SIGTERM)
+        if had_same_numbers:
+            return
+    pytest.fail("no mount was given the numbers of the one before")
+
+
+@pytest.mark.parametrize("option", ["watch=auto", "watch=off"])
+def test_what_is_ended_by_force_does_not_stay(source: Path, place: Path, option: str) -> None:
+    """umount -f ends the connection, and fails where somebody is at work in the mount: nobody would serve that."""
+    with daemonized(source, place, "-o", option) as pid:
+        busy = os.open(place / "file", os.O_RDONLY)
+        try:
+            run(["umount", "--force", place], check=False)
+            wait_until(lambda: not start_time(pid), "the daemon's end")
+            assert not is_mounted(place)
         finally:
-            os.kill(before, signal.SIGCONT)
+            with suppress(OSError):
+                os.close(busy)
 
 
 def test_a_remount_as_the_refusal_of_ours_advises(source: Path) -> None:
