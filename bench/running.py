@@ -149,11 +149,12 @@ class Runner:
                 yield room
             return
         base = Path(tempfile.mkdtemp(prefix="layout-", dir=self._area))
-        # On ext4 each directory in it gets a group of inodes of its own (chattr(1), T): for some minutes a group passes
-        # over the inodes that have been freed in it, one by one (fs/ext4/ialloc.c, recently_deleted), and whoever makes
-        # files would pay for what others have removed before.
-        run(["chattr", "+T", base], check=False)
         try:
+            # On ext4 each directory in it gets a group of inodes that few others use (chattr(1), T): for some minutes a
+            # group passes over the inodes that have been freed in it, one by one (fs/ext4/ialloc.c, recently_deleted),
+            # and whoever makes files would pay for what others have removed before.
+            if shutil.which("chattr"):
+                run(["chattr", "+T", base], check=False)
             yield base
         finally:
             shutil.rmtree(base)

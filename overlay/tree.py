@@ -160,6 +160,9 @@ class OverlayTree:
     def found_by(self, entry: Entry, handle: bytes) -> bool:
         return any(one.held.found_by(one, handle) for one in entry.reals)
 
+    def note_handle(self, entry: Entry, handle: bytes) -> None:
+        pass  # written to, it would come up at the name that it has left, over what is there now
+
     def plain(self) -> Plain | None:
         layers = self._layers
         if self.view != WHOLE or any(one.override for one in layers.layers) or not self._numbers.tells_all:

@@ -186,9 +186,14 @@ class Descriptors:
             return None
         try:
             found = self._take(lambda: handles.open_handle(self._layer.root.fd, handle, os.O_PATH | os.O_NOFOLLOW))
+            return found if self._layer.look(found.fd, b"")[0] == entry.key else None
         except OSError:
             return None
-        return found if self._layer.look(found.fd, b"")[0] == entry.key else None
+
+    def note_handle(self, entry: Entry, handle: bytes) -> None:
+        """As tree.Tree.note_handle. Whether it leads to the very inode is seen when it is used."""
+        if entry.handle is None and self._layer.opens_by_handle:
+            entry.handle = handle
 
     def found_by(self, entry: Entry, handle: bytes) -> bool:
         """As tree.Tree.found_by."""

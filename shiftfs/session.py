@@ -12,12 +12,12 @@ from collections.abc import Callable, Generator, Sequence
 from functools import partial
 from typing import Any, Final
 
-from . import faults, lane
+from . import faults, lane, native
 from .channel import Buffers, Channel, Disconnected
 from .counters import Counters
 from .loop import Loop
 from .ops import HANDLERS, LAYERED_HANDLERS, Handler, directories, without_xattrs
-from .ops.context import Context, Payload
+from .ops.context import Context, Payload, Result
 from .ops.readonly import refusing_changes
 from .reads import Reads
 from .shift.idmap import IdMap
@@ -32,6 +32,7 @@ _BATCH_FORGET: Final = int(Opcode.BATCH_FORGET)
 _INTERRUPT: Final = int(Opcode.INTERRUPT)
 _PAGE: Final = os.sysconf("SC_PAGE_SIZE")
 _HEADER_SIZE: Final = 40
+_FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
 _NO_REPLY: Final = frozenset({_FORGET, _BATCH_FORGET, _INTERRUPT, int(Opcode.NOTIFY_REPLY)})
 _DIRECTORY_CHANGES: Final = frozenset(
     [
@@ -98,8 +99,8 @@ class Session:
         self.negotiated: negotiation.Negotiated | None = None
         self.on_ready: Callable[[], None] = lambda: None
         self.on_end: Callable[[], None] = lambda: None
-        self.is_unmounted = False
-        """Is there certainly no mount of it any more?"""
+        self.faults = 0
+        """Errors that nobody expected."""
         self.is_somebody_elses = False
         """Whoever has mounted could answer requests himself: had INIT been one, he had said what the kernel checks."""
         self.on_failure: Callable[[], None] = loop.stop
@@ -203,8 +204,7 @@ class Session:
             lane = self._lane
             try:
                 size = self._channel.receive() if lane is None else self._channel.received(self._served(lane))
-            except Disconnected as end:
-                self.is_unmounted = end.is_unmounted and self.negotiated is not None  # which has ABORT_ERROR
+            except Disconnected:
                 self.end()
                 return
             except OSError as error:  # EINVAL: whoever has mounted has answered INIT himself, with larger requests
@@ -227,6 +227,7 @@ class Session:
 
     def _without_lane(self, error: Exception) -> int:
         """The lane has failed at a request, which is the handlers', as are all others from now on. Its size."""
+        self.faults += 1
         self._log(f"native code failed, and is not used any more:\n{faults.told(error)}")
         self._fold()
         self.context.lane = self._lane = None
@@ -239,6 +240,10 @@ class Session:
     def resume(self) -> None:
         if self._channel.fd >= 0:
             self._loop.add(self._channel.fd, self._ready)
+
+    def has_ended(self) -> bool:
+        """Has the kernel ended the connection, or have we? Unmounted or not: by umount(8), -f, it is aborted first."""
+        return self._channel.has_ended()
 
     def _give_up(self, why: str) -> None:
         self._log(why)
@@ -284,7 +289,7 @@ class Session:
             handler = self._handlers.get(opcode)
             if self._only_uids is not None and header.uid not in self._only_uids and opcode not in _NO_REPLY:
                 raise OSError(errno.EACCES, "allow_root")
-            result = handler(self.context, header, request) if handler is not None else self._special(header, request)
+            result = self._handled(handler, header, request) if handler is not None else self._special(header, request)
         except Exception as error:
             self._fail(header, began, error)
             return
@@ -297,6 +302,14 @@ class Session:
             self._answer(header, began, result)
         else:
             self._counters[opcode].add(time.perf_counter_ns() - began)
+
+    def _handled(self, handler: Handler, header: Header, request: Any) -> Result:
+        try:
+            return handler(self.context, header, request)
+        except OSError as error:
+            if error.errno not in _FULL or not native.closed_all():
+                raise
+        return handler(self.context, header, request)  # there is what removed files have had, by now
 
     def _special(self, header: Header, request: Any) -> Payload | None:
         if header.opcode == Opcode.INIT:
@@ -361,6 +374,7 @@ class Session:
         number = error.errno if isinstance(error, OSError | ProtocolError) else None
         if number is None:
             number = errno.EIO
+            self.faults += 1
             self._log(f"{_describe(header)} failed:\n{faults.told(error)}")
         counter = self._counters[header.opcode]
         counter.add(time.perf_counter_ns() - began)

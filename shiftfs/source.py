@@ -302,6 +302,9 @@ class SourceTree:
     def found_by(self, entry: Entry, handle: bytes) -> bool:
         return self._held.found_by(entry, handle)
 
+    def note_handle(self, entry: Entry, handle: bytes) -> None:
+        self._held.note_handle(entry, handle)
+
     def came_from(self, directory: Entry, place: None) -> RealKey:
         return directory.key
 

@@ -436,6 +436,9 @@ class Tree(Protocol):
     def found_by(self, entry: Any, handle: bytes) -> bool:
         """Where no known name leads to an inode any more: does this file handle? If so it does from now on."""
 
+    def note_handle(self, entry: Any, handle: bytes) -> None:
+        """A file handle of an inode that has left the name it was known by, for those who are at it still."""
+
     def came_from(self, directory: Any, place: Any) -> RealKey:
         """The real directory that has what `lookup` found in a directory."""
 

@@ -57,7 +57,7 @@ RULES = {
     "reflect.sources": "reflect.happening sys",
     "reflect.watchers": "reflect.sources reflect.happening sys",
     "underway": "loop ops reads tree wire",
-    "session": "wire backing channel counters faults lane ops inodes reads tree shift loop underway",
+    "session": "wire backing channel counters faults lane native ops inodes reads tree shift loop underway",
     # The command lines. Only cli puts the parts together.
     "usermaps": "shift.idmap",
     "vocabulary": "shift.idmap",

@@ -39,5 +39,7 @@ list_attributes: Any = getattr(_compiled, "list_attributes", None)
 """Twin: sys.xattrs.names."""
 encode_handle: Any = getattr(_compiled, "encode_handle", None)
 """Twin: sys.handles.of and others."""
+closed_all: Any = getattr(_compiled, "closed_all", lambda: False)
+"""Wait until what has been removed is closed; was there anything? Its twin closes at once."""
 rows: Any = getattr(_compiled, "rows", None)
 """Twin: what ops.directories makes of a tree's listing."""

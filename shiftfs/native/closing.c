@@ -12,12 +12,13 @@
 #include <time.h>
 #include <unistd.h>
 
-#define MOST 64
+#define MOST 16                 /* descriptors that nobody else has counted */
 #define LINGER 5                /* seconds */
+#define PATIENCE 2              /* seconds that whoever has no space left waits */
 
 static struct {
     pthread_mutex_t lock;
-    pthread_cond_t wanted;
+    pthread_cond_t wanted, done;
     int fds[MOST], first, count, has_thread;
 } queue = {.lock = PTHREAD_MUTEX_INITIALIZER};
 
@@ -27,6 +28,7 @@ static void prepare_queue(void)
     pthread_condattr_init(&clock);
     pthread_condattr_setclock(&clock, CLOCK_MONOTONIC);
     pthread_cond_init(&queue.wanted, &clock);
+    pthread_cond_init(&queue.done, &clock);
     pthread_condattr_destroy(&clock);
     queue.first = queue.count = queue.has_thread = 0;
 }
@@ -60,7 +62,8 @@ static void *close_all(void *unused)
         close(fd);
         pthread_mutex_lock(&queue.lock);
         queue.first = (queue.first + 1) % MOST;
-        queue.count--;
+        if (--queue.count == 0)
+            pthread_cond_broadcast(&queue.done);
     }
     queue.has_thread = 0;
     pthread_mutex_unlock(&queue.lock);
@@ -89,9 +92,7 @@ int may_close_aside(void)
     static pthread_once_t once = PTHREAD_ONCE_INIT;
     pthread_once(&once, prepare_once);
     pthread_mutex_lock(&queue.lock);
-    if (!queue.has_thread)
-        queue.has_thread = start_thread();
-    int may = queue.has_thread && queue.count < MOST;
+    int may = queue.count < MOST;
     pthread_mutex_unlock(&queue.lock);
     return may;
 }
@@ -99,7 +100,31 @@ int may_close_aside(void)
 void close_aside(int fd)
 {
     pthread_mutex_lock(&queue.lock);
-    queue.fds[(queue.first + queue.count++) % MOST] = fd;
-    pthread_cond_signal(&queue.wanted);
+    if (!queue.has_thread)
+        queue.has_thread = start_thread();
+    int is_taken = queue.has_thread;
+    if (is_taken) {
+        queue.fds[(queue.first + queue.count++) % MOST] = fd;
+        pthread_cond_signal(&queue.wanted);
+    }
     pthread_mutex_unlock(&queue.lock);
+    if (!is_taken)
+        close(fd);
+}
+
+/* closed_all() -> was there anything left to be closed? It is by now, or has taken too long. */
+PyObject *native_closed_all(PyObject *module, PyObject *unused)
+{
+    struct timespec until;
+    int was_any;
+    Py_BEGIN_ALLOW_THREADS
+    clock_gettime(CLOCK_MONOTONIC, &until);
+    until.tv_sec += PATIENCE;
+    pthread_mutex_lock(&queue.lock);
+    was_any = queue.count > 0;
+    for (int error = 0; queue.count > 0 && error == 0;)
+        error = pthread_cond_timedwait(&queue.done, &queue.lock, &until);
+    pthread_mutex_unlock(&queue.lock);
+    Py_END_ALLOW_THREADS
+    return PyBool_FromLong(was_any);
 }

@@ -51,7 +51,8 @@ static int last_of(Lane *lane, Inode *inode)
     Part part;
     if (!inode->unlinked || !lane->spins || !may_close_aside() || !top_of(lane, inode, &part))
         return -1;
-    int fd = fcntl(part.fd, F_DUPFD_CLOEXEC, 0);
+    /* what a lower has is still there */
+    int fd = is_changed_here(lane, part.layer) ? fcntl(part.fd, F_DUPFD_CLOEXEC, 0) : -1;
     release_parts(&part, 1);
     return fd;
 }

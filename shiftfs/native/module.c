@@ -10,6 +10,7 @@ static PyMethodDef functions[] = {
     {"list_directory", native_list_directory, METH_O, NULL},
     {"list_attributes", native_list_attributes, METH_VARARGS, NULL},
     {"encode_handle", native_encode_handle, METH_VARARGS, NULL},
+    {"closed_all", native_closed_all, METH_NOARGS, NULL},
     {"rows", native_rows, METH_VARARGS, NULL},
     {NULL},
 };

@@ -274,6 +274,7 @@ int skip_events(PyObject *reader);      /* reads what concerns nobody; is there 
 
 int may_close_aside(void);      /* Is there room for one? */
 void close_aside(int fd);       /* soon, by somebody else; only if there is room */
+PyObject *native_closed_all(PyObject *module, PyObject *unused);
 
 /* --- attributes.c --- */
 

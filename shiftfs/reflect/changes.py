@@ -295,7 +295,7 @@ class Changes:
         if inode is not None:
             action.keys.add(inode.key)
             if handle is not None:  # whoever has it open, or works in it, goes on
-                self._ctx.tree.found_by(inode.entry, handle)
+                self._ctx.tree.note_handle(inode.entry, handle)
         self._perform(action)
 
     def moved_in(self, to: Inode, new_name: bytes, is_directory: bool) -> None:

@@ -323,6 +323,9 @@ class MemoryTree:
     def found_by(self, entry: Node, handle: bytes) -> bool:
         return False
 
+    def note_handle(self, entry: Node, handle: bytes) -> None:
+        pass
+
     def came_from(self, directory: Node, place: None) -> RealKey:
         return directory.key
 

@@ -4,7 +4,7 @@ import os
 import re
 from pathlib import Path
 
-from harness import Layers, wait_until
+from harness import Layers, loop_filesystem, wait_until
 from harness.traced import traced
 from shiftfs import native
 from shiftfs.sys import groups
@@ -22,6 +22,13 @@ def removed(pid: int) -> list[str]:
         except FileNotFoundError:  # closed just now
             continue
     return [path for path in found if path.endswith(" (deleted)")]
+
+
+def write_out(path: Path) -> None:
+    """A file that is on the disk: to free it takes longer than to remove its name."""
+    with open(path, "wb") as file:
+        file.write(b"content")
+        os.fsync(file.fileno())
 
 
 def test_the_last_descriptor_is_closed_by_a_thread_of_its_own(our_layers: Layers, tmp_path: Path) -> None:
@@ -44,7 +51,7 @@ def test_more_than_the_thread_has_room_for(our_layers: Layers) -> None:
     with our_layers.mount() as mount:
         paths = [mount.path / f"f{number}" for number in range(MANY)]
         for path in paths:
-            path.write_bytes(b"content")
+            write_out(path)
         for path in paths:
             path.unlink()
         wait_until(lambda: not removed(mount.pid), "all to be closed")
@@ -62,3 +69,32 @@ def test_one_that_is_open_stays(our_layers: Layers) -> None:
             wait_until(lambda: len(removed(mount.pid)) == 1, "the other to be closed")
             assert file.read() == b"content"
         wait_until(lambda: not removed(mount.pid), "all to be closed")
+
+
+def test_the_thread_ends_and_another_begins(our_layers: Layers) -> None:
+    def threads() -> int:
+        return len(os.listdir(f"/proc/{mount.pid}/task"))
+
+    with our_layers.mount() as mount:
+        first = threads()
+        for _ in range(2):
+            (mount.path / "file").write_bytes(b"content")
+            (mount.path / "file").unlink()
+            wait_until(lambda: not removed(mount.pid), "it to be closed")
+            wait_until(lambda: threads() <= first, "the thread's end")
+
+
+def test_who_has_removed_something_has_space(tmp_path: Path) -> None:
+    """As soon as it is removed."""
+    with loop_filesystem("ext4", 24) as place:
+        layers = Layers(tmp_path)
+        layers.upper, layers.work = place / "upper", place / "work"
+        for path in (layers.upper, layers.work):
+            path.mkdir()
+        with layers.mount() as mount:
+            room = os.statvfs(mount.path)
+            content = bytes(room.f_bavail * room.f_bsize * 2 // 3)
+            for number in range(20):
+                path = mount.path / f"f{number}"
+                path.write_bytes(content)
+                path.unlink()
