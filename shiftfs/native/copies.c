@@ -30,7 +30,7 @@ typedef struct {
     Workshop shop;
 } Copies;
 
-static PyObject *s_gate, *s_parent, *s_name, *s_is_impure;
+static PyObject *s_gate, *s_is_impure;
 
 /* --- what is copied --- */
 
@@ -267,7 +267,7 @@ static int Copies_init(Copies *self, PyObject *args, PyObject *kwargs)
     static const struct {
         PyObject **at;
         const char *name;
-    } attributes[] = {{&s_gate, "gate"}, {&s_parent, "parent"}, {&s_name, "name"}, {&s_is_impure, "is_impure"}};
+    } attributes[] = {{&s_gate, "gate"}, {&s_is_impure, "is_impure"}};
     for (size_t at = 0; at < sizeof attributes / sizeof *attributes; at++)
         if (*attributes[at].at == NULL && (*attributes[at].at = PyUnicode_InternFromString(attributes[at].name)) == NULL)
             return -1;

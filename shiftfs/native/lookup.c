@@ -316,6 +316,43 @@ end:
     return result;
 }
 
+/* Is a real file said to be at this name of a directory of its layer? */
+static int is_said_to_be_at(PyObject *real, const Part *part, const char *name)
+{
+    PyObject *above = PyObject_GetAttr(real, s_parent), *called = PyObject_GetAttr(real, s_name);
+    int is_so = above == part->real && called != NULL && PyBytes_Check(called)
+        && strcmp(PyBytes_AS_STRING(called), name) == 0;
+    PyErr_Clear();
+    Py_XDECREF(above);
+    Py_XDECREF(called);
+    return is_so;
+}
+
+/* The same of the one that an inode with an entry is made of, if nothing else is. */
+static int is_made_of(Lane *lane, Inode *inode, const Part *part, const char *name)
+{
+    if (inode->unlinked || (inode->watch != NULL && inode->watch != Py_None) || plain_count(lane, inode) != 1
+        || is_written(lane, inode))
+        return 0;
+    if (!lane->is_layered)
+        return is_said_to_be_at(inode->entry, part, name);
+    PyObject *upper = PyObject_GetAttr(inode->entry, s_upper), *lowers = PyObject_GetAttr(inode->entry, s_lowers);
+    int is_so = upper != NULL && lowers != NULL
+        && is_said_to_be_at(upper != Py_None ? upper : PyTuple_GET_ITEM(lowers, 0), part, name);
+    PyErr_Clear();
+    Py_XDECREF(upper);
+    Py_XDECREF(lowers);
+    return is_so;
+}
+
+/* Is a file that is known still where it was found, in the same layer? */
+static int is_still_there(Lane *lane, Inode *inode, Inode *parent, const Part *part, const char *name)
+{
+    if (inode->parent != (PyObject *)parent || strcmp(PyBytes_AS_STRING(inode->name), name) != 0)
+        return 0;
+    return inode->entry == NULL ? inode->place == part->real : is_made_of(lane, inode, part, name);
+}
+
 /* The inode at a name, which the kernel holds one reference more of from here on, if nothing about it is special. */
 static int adopt_called(Lane *lane, Inode *parent, const Part *part, const char *name, PyObject *called,
                         const struct statx *found, struct fuse_entry_out *out)
@@ -329,8 +366,7 @@ static int adopt_called(Lane *lane, Inode *parent, const Part *part, const char 
             : adopt_directory(lane, parent, part, name, &key, out);
     Inode **slot = find_key(&lane->store->by_key, &key);
     Inode *inode = slot == NULL ? NULL : *slot;
-    if (inode != NULL && (place_of(inode) != part->real || inode->parent != (PyObject *)parent
-                          || strcmp(PyBytes_AS_STRING(inode->name), name) != 0))
+    if (inode != NULL && !is_still_there(lane, inode, parent, part, name))
         return SPECIAL;
     if (describe(lane, found, known->addend, &out->attr))
         return FAILED;

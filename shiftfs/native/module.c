@@ -3,7 +3,7 @@
 #include "native.h"
 
 PyObject *s_path, *s_fd, *s_present, *s_steady, *s_upper, *s_lowers, *s_layer, *s_is_marked, *s_entry_of, *s_links,
-    *s_removed;
+    *s_removed, *s_parent, *s_name;
 
 static PyMethodDef functions[] = {
     {"look", (PyCFunction)(void (*)(void))native_look, METH_FASTCALL, NULL},
@@ -24,7 +24,7 @@ PyMODINIT_FUNC PyInit__native(void)
         const char *name;
     } names[] = {{&s_path, "path"}, {&s_fd, "fd"}, {&s_present, "present"}, {&s_steady, "steady"}, {&s_upper, "upper"},
                  {&s_lowers, "lowers"}, {&s_layer, "layer"}, {&s_is_marked, "is_marked"}, {&s_entry_of, "entry_of"}, {&s_links, "links"},
-                 {&s_removed, "removed"}};
+                 {&s_removed, "removed"}, {&s_parent, "parent"}, {&s_name, "name"}};
     for (size_t at = 0; at < sizeof names / sizeof *names; at++)
         if ((*names[at].at = PyUnicode_InternFromString(names[at].name)) == NULL)
             return NULL;

@@ -400,6 +400,6 @@ void finish_copy(Lane *lane);
 /* --- module.c --- */
 
 extern PyObject *s_path, *s_fd, *s_present, *s_steady, *s_upper, *s_lowers, *s_layer, *s_is_marked, *s_entry_of, *s_links,
-    *s_removed;
+    *s_removed, *s_parent, *s_name;
 
 #endif

@@ -19,14 +19,14 @@ typedef struct {
     size_t room, used;
 } Answer;
 
-static PyObject *s_key, *s_parent, *s_is_impure, *s_has_other_numbers, *s_listed, *s_keep, *s_drop;
+static PyObject *s_key, *s_is_impure, *s_has_other_numbers, *s_listed, *s_keep, *s_drop;
 
 int init_listings(Lane *lane, PyObject *listings)
 {
     static const struct {
         PyObject **at;
         const char *name;
-    } attributes[] = {{&s_key, "key"}, {&s_parent, "parent"}, {&s_is_impure, "is_impure"},
+    } attributes[] = {{&s_key, "key"}, {&s_is_impure, "is_impure"},
                       {&s_has_other_numbers, "has_other_numbers"}, {&s_listed, "listed"},
                       {&s_keep, "keep"}, {&s_drop, "drop"}};
     for (size_t at = 0; at < sizeof attributes / sizeof *attributes; at++)

@@ -18,7 +18,7 @@ import pytest
 
 from harness import Layers
 from harness.bodies import reading, setting
-from harness.device import LIMIT, MAX_WRITE, Answer, Served
+from harness.device import ENTRY_NODEID, LIMIT, MAX_WRITE, Answer, Served
 from harness.overlaid import Overlay
 from harness.twins import following, in_plain_python
 from shiftfs.layer import Layer
@@ -210,6 +210,27 @@ def viewed(context: Any, inode: Any) -> None:
 SPECIAL: dict[str, tuple[Callable[[Any, Any], None], list[int]]] = {
     "a name is shown differently": (viewed, [Opcode.READ, Opcode.WRITE]),
 }
+
+
+def test_a_file_that_is_used_is_found_natively(served: Served, nodeid: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the kernel looks for whatever a rename is to replace, known or not; until it is somewhere else."""
+    directory = served.device.look(b"d")
+    handlers, handled = served.session._handlers, []
+
+    def look(ctx: Any, header: Any, request: Any) -> Any:
+        handled.append(request.name)
+        return handlers[Opcode.LOOKUP](ctx, header, request)
+
+    monkeypatch.setattr(served.session, "_handlers", {**handlers, Opcode.LOOKUP: look})
+    natively = served.device.ask(Opcode.LOOKUP, b"small\0", directory)
+    assert (natively.errno, handled) == (0, [])
+    assert ENTRY_NODEID.unpack_from(natively.payload)[0] == nodeid
+    entry = served.session.context.inodes.get(nodeid).entry
+    real = next(iter(getattr(entry, "reals", (entry,))))
+    real.name = b"another"
+    by_handler = served.device.ask(Opcode.LOOKUP, b"small\0", directory)
+    assert handled == [b"small"]
+    assert by_handler.payload == natively.payload
 
 
 @pytest.mark.parametrize("why", SPECIAL)
