@@ -6,14 +6,13 @@
  * them himself. Loop thread, but for what the lock guards.
  */
 #include "native.h"
+#include "threads.h"
 
-#include <pthread.h>
-#include <signal.h>
-#include <time.h>
 #include <unistd.h>
 
 #define MOST 16                 /* descriptors that nobody else has counted */
 #define LINGER 5                /* seconds */
+#define STACK (64 * 1024)
 #define PATIENCE 2              /* seconds that whoever has no space left waits */
 
 static struct {
@@ -24,12 +23,8 @@ static struct {
 
 static void prepare_queue(void)
 {
-    pthread_condattr_t clock;
-    pthread_condattr_init(&clock);
-    pthread_condattr_setclock(&clock, CLOCK_MONOTONIC);
-    pthread_cond_init(&queue.wanted, &clock);
-    pthread_cond_init(&queue.done, &clock);
-    pthread_condattr_destroy(&clock);
+    prepare_condition(&queue.wanted);
+    prepare_condition(&queue.done);
     queue.first = queue.count = queue.has_thread = 0;
 }
 
@@ -49,9 +44,7 @@ static void *close_all(void *unused)
 {
     pthread_mutex_lock(&queue.lock);
     for (;;) {
-        struct timespec until;
-        clock_gettime(CLOCK_MONOTONIC, &until);
-        until.tv_sec += LINGER;
+        struct timespec until = seconds_from_now(LINGER);
         int error = 0;
         while (queue.count == 0 && error == 0)
             error = pthread_cond_timedwait(&queue.wanted, &queue.lock, &until);
@@ -70,23 +63,6 @@ static void *close_all(void *unused)
     return NULL;
 }
 
-/* With the lock: signals are for those who run Python. */
-static int start_thread(void)
-{
-    sigset_t all, before;
-    pthread_t thread;
-    pthread_attr_t detached;
-    sigfillset(&all);
-    pthread_attr_init(&detached);
-    pthread_attr_setdetachstate(&detached, PTHREAD_CREATE_DETACHED);
-    pthread_attr_setstacksize(&detached, 64 * 1024);
-    pthread_sigmask(SIG_SETMASK, &all, &before);
-    int is_started = pthread_create(&thread, &detached, close_all, NULL) == 0;
-    pthread_sigmask(SIG_SETMASK, &before, NULL);
-    pthread_attr_destroy(&detached);
-    return is_started;
-}
-
 int may_close_aside(void)
 {
     static pthread_once_t once = PTHREAD_ONCE_INIT;
@@ -101,7 +77,7 @@ void close_aside(int fd)
 {
     pthread_mutex_lock(&queue.lock);
     if (!queue.has_thread)
-        queue.has_thread = start_thread();
+        queue.has_thread = start_thread(close_all, STACK);
     int is_taken = queue.has_thread;
     if (is_taken) {
         queue.fds[(queue.first + queue.count++) % MOST] = fd;
@@ -115,11 +91,9 @@ void close_aside(int fd)
 /* closed_all() -> was there anything left to be closed? It is by now, or has taken too long. */
 PyObject *native_closed_all(PyObject *module, PyObject *unused)
 {
-    struct timespec until;
+    struct timespec until = seconds_from_now(PATIENCE);
     int was_any;
     Py_BEGIN_ALLOW_THREADS
-    clock_gettime(CLOCK_MONOTONIC, &until);
-    until.tv_sec += PATIENCE;
     pthread_mutex_lock(&queue.lock);
     was_any = queue.count > 0;
     for (int error = 0; queue.count > 0 && error == 0;)

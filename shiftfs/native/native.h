@@ -176,9 +176,14 @@ int key_of(const struct statx *found, Key *key);     /* 0 for what has no birth 
 const Device *device_of(const Lane *lane, uint64_t device);     /* NULL for one of which nothing is known yet */
 int mapped_id(PyObject *map, uint32_t from, uint32_t *to);      /* UNMAPPED for none; FAILED or PLAIN */
 int describe(Lane *lane, const struct statx *found, uint64_t addend, struct fuse_attr *attr);
+int lookup(Lane *lane, uint64_t nodeid, const char *name, struct fuse_entry_out *out);
+
+/* --- adopting.c --- */
+
 int adopt(Lane *lane, Inode *parent, const Part *part, const char *name, const struct statx *found,
           struct fuse_entry_out *out);
-int lookup(Lane *lane, uint64_t nodeid, const char *name, struct fuse_entry_out *out);
+int adopt_called(Lane *lane, Inode *parent, const Part *part, const char *name, PyObject *called,
+                 const struct statx *found, struct fuse_entry_out *out);    /* `called`: the same name, or NULL */
 
 /* --- lane.c, data.c, storing.c --- */
 

@@ -9,27 +9,22 @@
  * through. What the lock guards is said in waiting.h.
  */
 #include "waiting.h"
+#include "threads.h"
 
 #include <fcntl.h>
-#include <pthread.h>
-#include <signal.h>
 #include <stdlib.h>
 #include <sys/uio.h>
-#include <time.h>
 #include <unistd.h>
 
 #define LINGER 5                /* seconds */
+#define STACK (128 * 1024)
 
 struct pool pool = {.lock = PTHREAD_MUTEX_INITIALIZER};
 
 static void prepare_pool(void)
 {
-    pthread_condattr_t clock;
-    pthread_condattr_init(&clock);
-    pthread_condattr_setclock(&clock, CLOCK_MONOTONIC);
-    pthread_cond_init(&pool.wanted, &clock);
-    pthread_cond_init(&pool.answered, &clock);
-    pthread_condattr_destroy(&clock);
+    prepare_condition(&pool.wanted);
+    prepare_condition(&pool.answered);
     pool.first = NULL;
     pool.last = &pool.first;
     pool.queued = pool.idle = pool.threads = pool.lost = 0;
@@ -168,9 +163,7 @@ static void *work(void *unused)
     size_t space = 0;
     pthread_mutex_lock(&pool.lock);
     for (;;) {
-        struct timespec until;
-        clock_gettime(CLOCK_MONOTONIC, &until);
-        until.tv_sec += LINGER;
+        struct timespec until = seconds_from_now(LINGER);
         int error = 0;
         pool.idle++;
         while (pool.first == NULL && error == 0)
@@ -194,20 +187,10 @@ static void *work(void *unused)
 
 /* --- on the loop thread --- */
 
-/* One more, with the lock: signals are for those who run Python. */
-static int start_thread(void)
+/* One more, with the lock. */
+static int start_worker(void)
 {
-    sigset_t all, before;
-    pthread_t thread;
-    pthread_attr_t detached;
-    sigfillset(&all);
-    pthread_attr_init(&detached);
-    pthread_attr_setdetachstate(&detached, PTHREAD_CREATE_DETACHED);
-    pthread_attr_setstacksize(&detached, 128 * 1024);
-    pthread_sigmask(SIG_SETMASK, &all, &before);
-    int is_started = pthread_create(&thread, &detached, work, NULL) == 0;
-    pthread_sigmask(SIG_SETMASK, &before, NULL);
-    pthread_attr_destroy(&detached);
+    int is_started = start_thread(work, STACK);
     pool.threads += is_started;
     return is_started;
 }
@@ -216,7 +199,7 @@ static int start_thread(void)
 int has_thread(void)
 {
     int most = MOST_THREADS + (pool.lost < MOST_LOST ? pool.lost : MOST_LOST);
-    return pool.idle > pool.queued || (pool.threads < most && start_thread());
+    return pool.idle > pool.queued || (pool.threads < most && start_worker());
 }
 
 void enqueue(Job *job)
